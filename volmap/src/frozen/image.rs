@@ -1,0 +1,109 @@
+//! The trait of frozen images and the words they describe themselves with.
+
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use crate::generation::Generation;
+use crate::map::Content;
+use crate::range::ByteRange;
+use crate::store::{Place, StoreGraph};
+
+/// How stable the mapping of a frozen image is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stability {
+    /// Locations stay while the frozen image exists.
+    Pinned,
+    /// Locations may move; each move raises the generation first.
+    Moves,
+    /// No locations: everything is read over NBD.
+    Opaque,
+}
+
+/// What the bytes of a frozen image are good for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Strength {
+    /// As if power had failed at the instant of the freeze.
+    CrashConsistent,
+    /// No writer was there at the freeze, so nothing was half done in the kernel.
+    Quiesced,
+}
+
+/// Who vouches that nobody else changes the stores of a frozen image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attestation {
+    /// A witness that the kernel keeps: lease, immutable flag.
+    Witnessed,
+    /// The operator's word; nothing would notice a change from outside.
+    Unattested,
+}
+
+/// What a frozen image says of itself, in its export and in the header of a backup image.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Drawn at the freeze, never reused.
+    pub uuid: Uuid,
+    /// The provider: `reflink`, `quiesce`, `cow`, `static`.
+    pub method: &'static str,
+    /// What the bytes are good for.
+    pub strength: Strength,
+    /// How stable the mapping is.
+    pub stability: Stability,
+    /// Who vouches for it.
+    pub attestation: Attestation,
+    /// The instant of the freeze.
+    pub frozen_at: SystemTime,
+}
+
+/// A piece of an answer of [`FrozenImage::status`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StatusExtent {
+    /// The bytes of the volume.
+    pub range: ByteRange,
+    /// What they hold.
+    pub content: Content,
+    /// The generation of this mapping.
+    pub generation: Generation,
+    /// Where data lies in the uppermost store; `None` for zeroes, and where there is no location to give.
+    pub place: Option<Place>,
+}
+
+/// Why a frozen image gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum FrozenError {
+    /// The content is lost, for good (law H6).
+    #[error("the frozen image is gone: {0}")]
+    Gone(String),
+    /// The store below failed; the frozen image still stands.
+    #[error("reading the frozen image failed: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// A point-in-time view of a volume.
+pub trait FrozenImage: Send + Sync {
+    /// What it says of itself.
+    fn description(&self) -> &Description;
+
+    /// Size in bytes.
+    fn size(&self) -> u64;
+
+    /// Every store that a location can lie in, now or after a move.
+    fn graph(&self) -> &StoreGraph;
+
+    /// The content, generation and places of `range`, in order and without gaps from its start: all of it, or
+    /// the first `limit` (at least 1) extents of it. `range` lies within the size.
+    ///
+    /// # Errors
+    /// [`FrozenError::Gone`].
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError>;
+
+    /// Fills `buf` with the frozen bytes from `offset` on. The range lies within the size. On an error the buffer
+    /// holds nothing of use.
+    ///
+    /// # Errors
+    /// [`FrozenError`].
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError>;
+
+    /// Ends the frozen image and gives back what it holds. Every later call says [`FrozenError::Gone`].
+    fn thaw(&self);
+}

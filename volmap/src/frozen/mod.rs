@@ -1,0 +1,14 @@
+//! Frozen images: what every provider promises to the export above it.
+//!
+//! Invariants, for all providers (docs/law.md):
+//!
+//! * **H1** a location or a zero is published only when the frozen bytes are already so on the device;
+//! * **H2** before a published byte may stop being the frozen one, its generation rises, visibly to every later
+//!   [`FrozenImage::status`];
+//! * **H4** [`FrozenImage::status`] samples the witness when it is called, never earlier;
+//! * **H5** [`FrozenImage::read_at`] copies into the caller's memory, and only then checks that what it copied was frozen;
+//! * **H6** once the content is lost, every call says [`FrozenError::Gone`], for good.
+
+mod image;
+
+pub use image::{Attestation, Description, FrozenError, FrozenImage, Stability, StatusExtent, Strength};
