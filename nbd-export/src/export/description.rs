@@ -1,0 +1,86 @@
+//! What a frozen export says of itself in NBD_INFO_DESCRIPTION.
+
+use std::time::SystemTime;
+
+use volmap::frozen::{Attestation, Description, Stability, Strength};
+
+/// The machine-readable description of a frozen export (docs/x-volmap.md, "Description").
+pub(super) fn describe(about: &Description) -> String {
+    let strength = match about.strength {
+        Strength::CrashConsistent => "crash-consistent",
+        Strength::Quiesced => "quiesced",
+    };
+    let stability = match about.stability {
+        Stability::Pinned => "pinned",
+        Stability::Moves => "moves",
+        Stability::Opaque => "opaque",
+    };
+    let attestation = match about.attestation {
+        Attestation::Witnessed => "witnessed",
+        Attestation::Unattested => "unattested",
+    };
+    format!(
+        "frozen image: method={} strength={strength} stability={stability} attestation={attestation} \
+         frozen-at={}",
+        about.method,
+        rfc3339(about.frozen_at)
+    )
+}
+
+/// `2026-11-22T00:00:00Z`; the epoch for instants before it.
+fn rfc3339(at: SystemTime) -> String {
+    let seconds = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let (year, month, day) = civil_from_days(seconds / 86_400);
+    let rest = seconds % 86_400;
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
+}
+
+/// The date of a day counted from 1970-01-01, in the proleptic Gregorian calendar: years of 400-year eras that begin in
+/// March, so that the leap day is the last day of a year.
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    const DAYS_TO_EPOCH: u64 = 719_468;
+    const DAYS_PER_ERA: u64 = 146_097;
+    let shifted = days + DAYS_TO_EPOCH;
+    let (era, day_of_era) = (shifted / DAYS_PER_ERA, shifted % DAYS_PER_ERA);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_795_305_600, "2026-11-22T00:00:00Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(
+                rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)),
+                text
+            );
+        }
+    }
+}

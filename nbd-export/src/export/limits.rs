@@ -1,0 +1,27 @@
+//! Bounds of what one request may cost.
+
+/// Most descriptors in one reply to BLOCK_STATUS, over all of its contexts: 2 MiB of reply under extended headers, so that a
+/// connection's requests in flight stay small, and still 8 replies for a million extents. The NBD specification
+/// allows 2^20 in a context.
+pub const DESCRIPTORS_MAX: usize = 1 << 17;
+
+/// Extents looked at for a request that asks for one descriptor only: enough to join small neighbours, cheap enough
+/// for a client that walks the map in single steps (qemu).
+pub const ONE_DESCRIPTOR_LOOKAHEAD: usize = 64;
+
+/// Stretches resolved through the stores for one reply: one extent of a frozen image may be cut into many by the layers
+/// below.
+pub const STRETCHES_MAX: usize = 1 << 17;
+
+/// Smallest run of zeroes that is worth a chunk of its own in a sparse reply: below it, the chunk header and the
+/// client's handling cost more than the zeroes.
+pub const HOLE_CHUNK_MIN: u64 = 4096;
+
+/// Bytes read at a time to warm the cache for CMD_CACHE: the memory one such request takes.
+pub const CACHE_STEP: u64 = 1 << 20;
+
+/// Longest READ, WRITE or CACHE in bytes: what the specification tells clients to expect, and what peers advertise.
+pub const PAYLOAD_MAX: u32 = 32 << 20;
+
+/// Preferred block size in bytes: the page size that caches and file systems below work in.
+pub const BLOCK_PREFERRED: u32 = 4096;

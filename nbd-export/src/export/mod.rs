@@ -1,0 +1,24 @@
+//! What the server serves: the narrow trait [`Export`], and what stands behind it.
+//!
+//! Invariants:
+//!
+//! * an [`Export`] is called only with ranges within its size; the session has checked them;
+//! * every call samples its state after it was called, so an answer is never older than the request (law H4);
+//! * [`ExportError::Gone`] is for good, and every connection sees it (law H6);
+//! * `x_volmap` is the only module that knows both vocabularies, extents and NBD metadata contexts
+//!   (docs/x-volmap.md).
+
+mod description;
+mod frozen;
+pub mod limits;
+mod model;
+mod reach;
+#[cfg(test)]
+mod scripted;
+mod x_volmap;
+
+pub use frozen::FrozenExport;
+pub use model::{
+    BASE_ALLOCATION, BlockSizes, BlockStatus, Context, ContextIndex, ContextStatus, Descriptor, Export,
+    ExportError, ExportInfo, Piece, ReadShape,
+};

@@ -1,0 +1,197 @@
+//! The trait of exports and its vocabulary.
+
+use std::io;
+
+use volmap::frozen::FrozenError;
+use volmap::range::ByteRange;
+
+use super::limits::{BLOCK_PREFERRED, PAYLOAD_MAX};
+
+/// The standard context that tells data from holes and zeroes.
+pub const BASE_ALLOCATION: &str = "base:allocation";
+
+/// Block size constraints, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockSizes {
+    /// Every offset and length is a multiple of it.
+    pub minimum: u32,
+    /// What requests had best be multiples of.
+    pub preferred: u32,
+    /// Longest payload of a request or reply.
+    pub maximum: u32,
+}
+
+impl Default for BlockSizes {
+    fn default() -> Self {
+        Self {
+            minimum: 1,
+            preferred: BLOCK_PREFERRED,
+            maximum: PAYLOAD_MAX,
+        }
+    }
+}
+
+/// What an export says of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExportInfo {
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether it takes WRITE, TRIM and WRITE_ZEROES.
+    pub writable: bool,
+    /// Block size constraints.
+    pub block: BlockSizes,
+    /// Text for NBD_INFO_DESCRIPTION, machine-readable where docs/x-volmap.md says so.
+    pub description: String,
+}
+
+/// A metadata context that an export offers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Context {
+    /// Its name, at most 4096 bytes.
+    pub name: String,
+    /// Whether its status takes 64 bits, so that it is offered only under extended headers.
+    pub extended: bool,
+}
+
+/// Position of a context in [`Export::contexts`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ContextIndex(pub usize);
+
+/// One descriptor of a block status reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Descriptor {
+    /// Bytes that it covers, at least 1.
+    pub len: u64,
+    /// The context's 64-bit status.
+    pub status: u64,
+}
+
+/// The answer of one context.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ContextStatus {
+    /// The context.
+    pub context: ContextIndex,
+    /// From the start of the request on, without gaps, neighbours of equal meaning joined.
+    pub descriptors: Vec<Descriptor>,
+}
+
+/// The answer to a block status request: all contexts from the same state, all covering the same bytes (or the first
+/// descriptor of each alone, where one was asked for).
+pub type BlockStatus = Vec<ContextStatus>;
+
+/// A piece of what a read gave.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Piece {
+    /// Bytes, at least 1, from `offset` on.
+    Data {
+        /// Offset in the export.
+        offset: u64,
+        /// The bytes, in memory that nobody else can change (law H5).
+        bytes: Vec<u8>,
+    },
+    /// A range that reads as zeroes.
+    Zeroes(ByteRange),
+}
+
+/// Whether zeroes may come as [`Piece::Zeroes`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReadShape {
+    /// One piece of data for the whole range.
+    Whole,
+    /// Zeroes as ranges.
+    Sparse,
+}
+
+/// Why an export did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The frozen image behind it is gone, for good (law H6).
+    #[error("{0}")]
+    Gone(String),
+    /// It takes no changes.
+    #[error("this export is read-only")]
+    ReadOnly,
+    /// It does not know this request, or not this context.
+    #[error("not supported: {0}")]
+    Unsupported(&'static str),
+    /// The store below failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<FrozenError> for ExportError {
+    fn from(error: FrozenError) -> Self {
+        match error {
+            FrozenError::Gone(_) => Self::Gone(error.to_string()),
+            FrozenError::Io(source) => Self::Io(source),
+        }
+    }
+}
+
+/// Something that is served as an NBD export. Calls block; any number run at once.
+///
+/// Ranges lie within the size. An error leaves nothing to be used of the answer.
+pub trait Export: Send + Sync {
+    /// What it says of itself; the same for its whole life.
+    fn info(&self) -> ExportInfo;
+
+    /// The metadata contexts that it offers; the same for its whole life.
+    fn contexts(&self) -> &[Context];
+
+    /// The bytes of `range`, in order and without gaps.
+    ///
+    /// # Errors
+    /// [`ExportError::Gone`] or [`ExportError::Io`].
+    fn read(&self, range: ByteRange, shape: ReadShape) -> Result<Vec<Piece>, ExportError>;
+
+    /// The status of `range` in each of the selected contexts, in the order given: all of it, or a first part of it. With
+    /// `one`, a single descriptor for each.
+    ///
+    /// # Errors
+    /// [`ExportError::Gone`] or [`ExportError::Io`].
+    fn block_status(
+        &self,
+        range: ByteRange,
+        selected: &[ContextIndex],
+        one: bool,
+    ) -> Result<BlockStatus, ExportError>;
+
+    /// Asks that `range` be ready in a cache; nothing comes of it but speed.
+    ///
+    /// # Errors
+    /// [`ExportError::Gone`] or [`ExportError::Io`].
+    fn cache(&self, range: ByteRange) -> Result<(), ExportError>;
+
+    /// Makes every write that has completed, on any connection, durable.
+    ///
+    /// # Errors
+    /// [`ExportError::Io`].
+    fn flush(&self) -> Result<(), ExportError>;
+
+    /// Writes `data` from `offset` on; durably with `fua`.
+    ///
+    /// # Errors
+    /// [`ExportError::ReadOnly`] or [`ExportError::Io`].
+    fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), ExportError> {
+        let _ = (offset, data, fua);
+        Err(ExportError::ReadOnly)
+    }
+
+    /// Gives `range` back; what it reads as afterwards is not defined.
+    ///
+    /// # Errors
+    /// [`ExportError::ReadOnly`] or [`ExportError::Io`].
+    fn trim(&self, range: ByteRange, fua: bool) -> Result<(), ExportError> {
+        let _ = (range, fua);
+        Err(ExportError::ReadOnly)
+    }
+
+    /// Makes `range` read as zeroes, and keeps it allocated with `no_hole`.
+    ///
+    /// # Errors
+    /// [`ExportError::ReadOnly`] or [`ExportError::Io`].
+    fn write_zeroes(&self, range: ByteRange, no_hole: bool, fua: bool) -> Result<(), ExportError> {
+        let _ = (range, no_hole, fua);
+        Err(ExportError::ReadOnly)
+    }
+}

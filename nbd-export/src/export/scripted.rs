@@ -1,0 +1,135 @@
+//! A frozen image for tests: its map is written down, its bytes follow from their offsets.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use uuid::Uuid;
+use volmap::frozen::{Attestation, Description, FrozenError, FrozenImage, Stability, StatusExtent, Strength};
+use volmap::generation::Generation;
+use volmap::identity::Identity;
+use volmap::map::Content;
+use volmap::range::ByteRange;
+use volmap::store::{Below, Place, Segment, Store, StoreGraph, StoreId, StoreKind};
+
+pub(super) const MIB: u64 = 1 << 20;
+
+pub(super) struct Scripted {
+    description: Description,
+    graph: StoreGraph,
+    extents: Mutex<Vec<StatusExtent>>,
+    gone: AtomicBool,
+    samples: AtomicUsize,
+}
+
+impl Scripted {
+    pub(super) fn new(graph: StoreGraph, extents: Vec<StatusExtent>) -> Arc<Self> {
+        Arc::new(Self {
+            description: Description {
+                uuid: Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
+                method: "reflink",
+                strength: Strength::CrashConsistent,
+                stability: Stability::Pinned,
+                attestation: Attestation::Witnessed,
+                frozen_at: SystemTime::UNIX_EPOCH,
+            },
+            graph,
+            extents: Mutex::new(extents),
+            gone: AtomicBool::new(false),
+            samples: AtomicUsize::new(0),
+        })
+    }
+
+    /// 1 MiB of data, a hole of 1 MiB, a zero of 1 MiB, 1 MiB of data; without locations.
+    pub(super) fn with_holes() -> Arc<Self> {
+        let contents = [Content::Data, Content::Hole, Content::Zero, Content::Data];
+        let extents = (0..).zip(contents).map(|(at, content)| StatusExtent {
+            range: ByteRange::new(at * MIB, MIB).unwrap(),
+            content,
+            generation: Generation::NEVER_DIRECT,
+            place: None,
+        });
+        Self::new(StoreGraph::new(), extents.collect())
+    }
+
+    /// How many times the status was asked for.
+    pub(super) fn samples(&self) -> usize {
+        self.samples.load(Ordering::SeqCst)
+    }
+}
+
+impl FrozenImage for Scripted {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn size(&self) -> u64 {
+        self.extents.lock().unwrap().last().map_or(0, |e| e.range.end())
+    }
+
+    fn graph(&self) -> &StoreGraph {
+        &self.graph
+    }
+
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+        self.samples.fetch_add(1, Ordering::SeqCst);
+        if self.gone.load(Ordering::SeqCst) {
+            return Err(FrozenError::Gone("thawed".into()));
+        }
+        let extents = self.extents.lock().unwrap();
+        Ok(extents
+            .iter()
+            .filter_map(|extent| {
+                let clipped = extent.range.intersection(range)?;
+                let skipped = clipped.start() - extent.range.start();
+                Some(StatusExtent {
+                    range: clipped,
+                    place: extent.place.map(|place| Place {
+                        offset: place.offset + skipped,
+                        ..place
+                    }),
+                    ..*extent
+                })
+            })
+            .take(limit)
+            .collect())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
+        if self.gone.load(Ordering::SeqCst) {
+            return Err(FrozenError::Gone("thawed".into()));
+        }
+        let extents = self.extents.lock().unwrap();
+        for (at, byte) in (offset..).zip(buf) {
+            let data = extents
+                .iter()
+                .any(|e| e.range.contains(at) && e.content == Content::Data);
+            *byte = if data { u8::try_from(at % 251).unwrap() } else { 0 };
+        }
+        Ok(())
+    }
+
+    fn thaw(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A store of `size` bytes named `id:NAME`.
+pub(super) fn store(kind: StoreKind, name: &str, size: u64, below: Below) -> Store {
+    Store {
+        kind,
+        identity: Identity::new("id", name).unwrap(),
+        label: name.into(),
+        size,
+        below,
+    }
+}
+
+/// `len` bytes from `start` lie at `offset` of `below`.
+pub(super) fn segment(start: u64, len: u64, below: StoreId, offset: u64) -> Segment {
+    Segment {
+        range: ByteRange::new(start, len).unwrap(),
+        below: Place { store: below, offset },
+    }
+}
