@@ -11,3 +11,4 @@ pub mod identity;
 pub mod map;
 pub mod range;
 pub mod store;
+pub mod sys;
