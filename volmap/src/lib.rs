@@ -5,9 +5,11 @@
 //!
 //! No async runtime here, and no network: the export and the proxy are built on top. `sys` holds the only unsafe code.
 
+pub mod cow;
 pub mod frozen;
 pub mod generation;
 pub mod identity;
+pub mod limits;
 pub mod map;
 pub mod range;
 pub mod store;

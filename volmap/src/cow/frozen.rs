@@ -1,0 +1,230 @@
+//! The state of one frozen image that origin and image share: what moved where, and whether it still stands.
+
+use std::sync::{
+    Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
+use std::{collections::HashSet, time::SystemTime};
+
+use uuid::Uuid;
+
+use crate::cow::ground::{Standing, Survey, Witness};
+use crate::cow::moves::{Moves, Slot, Source, Unit};
+use crate::frozen::{Description, FrozenError, Stability, StatusExtent, Strength};
+use crate::generation::Generation;
+use crate::map::{Content, ContentMap};
+use crate::range::ByteRange;
+use crate::store::{Place, StoreGraph, StoreId};
+
+/// What readers and writers agree on, under one lock.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) moves: Moves,
+    /// Why the frozen image is gone, once it is.
+    pub(super) lost: Option<String>,
+}
+
+/// Units that writers are copying at this moment.
+#[derive(Default)]
+pub(super) struct Claims {
+    pub(super) units: HashSet<Unit>,
+    /// Slots are handed out in order, and never again while the image lives.
+    pub(super) next_slot: u64,
+}
+
+/// See the module.
+pub(super) struct Frozen {
+    pub(super) description: Description,
+    pub(super) graph: StoreGraph,
+    pub(super) content: ContentMap,
+    origin: Option<StoreId>,
+    copy_area: Option<StoreId>,
+    /// Of everything that has not moved.
+    first: Generation,
+    witness: Box<dyn Witness>,
+    mapping_lost: OnceLock<String>,
+    pub(super) slots: u64,
+    pub(super) claims: Mutex<Claims>,
+    pub(super) claims_changed: Condvar,
+    state: RwLock<State>,
+}
+
+impl Frozen {
+    pub(super) fn new(survey: Survey, slots: u64, first: Generation) -> Self {
+        let opaque = survey.origin.is_none() && survey.copy_area.is_none();
+        Self {
+            description: Description {
+                uuid: Uuid::new_v4(),
+                method: "cow",
+                strength: Strength::CrashConsistent,
+                stability: if opaque {
+                    Stability::Opaque
+                } else {
+                    Stability::Moves
+                },
+                attestation: survey.attestation,
+                frozen_at: SystemTime::now(),
+            },
+            graph: survey.graph,
+            content: survey.content,
+            origin: survey.origin,
+            copy_area: survey.copy_area,
+            first: if opaque { Generation::NEVER_DIRECT } else { first },
+            witness: survey.witness,
+            mapping_lost: OnceLock::new(),
+            slots,
+            claims: Mutex::default(),
+            claims_changed: Condvar::new(),
+            state: RwLock::default(),
+        }
+    }
+
+    // A panic of one thread leaves nothing half done under these locks: what they guard only grows, one step at a time.
+
+    pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The content is lost, for good: from the return of this call on no answer is given (H6).
+    pub(super) fn lose(&self, reason: &str) {
+        if self.end(reason) {
+            tracing::error!(frozen = %self.description.uuid, reason, "the frozen image is gone");
+        }
+    }
+
+    /// Ends the frozen image; tells whether it stood until now.
+    pub(super) fn end(&self, reason: &str) -> bool {
+        let mut state = self.state_mut();
+        let stood = state.lost.is_none();
+        state.lost.get_or_insert_with(|| reason.to_owned());
+        stood
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.state().lost.is_some()
+    }
+
+    /// Whether what was just copied or looked up may be answered. Samples the witness now, after the fact, and then looks
+    /// whether the image still stands.
+    ///
+    /// `Ok(false)`: the bytes are good, their places are not.
+    pub(super) fn confirm(&self) -> Result<bool, FrozenError> {
+        match self.witness.check() {
+            Standing::Good => {}
+            Standing::MappingLost(reason) => {
+                if self.mapping_lost.set(reason.clone()).is_ok() {
+                    tracing::warn!(frozen = %self.description.uuid, reason, "no more locations, all is read over NBD");
+                }
+            }
+            Standing::ContentLost(reason) => self.lose(&reason),
+        }
+        match &self.state().lost {
+            Some(reason) => Err(FrozenError::Gone(reason.clone())),
+            None => Ok(self.mapping_lost.get().is_none()),
+        }
+    }
+
+    /// The first `limit` extents of `range`, from one state of the map.
+    pub(super) fn locate(&self, range: ByteRange, limit: usize) -> Vec<StatusExtent> {
+        let state = self.state();
+        let extents = self.content.within(range).flat_map(|extent| {
+            // Zeroes are known from the freeze, whatever becomes of the origin: they never move.
+            let zero = (extent.content != Content::Data)
+                .then(|| self.status(extent.range, extent.content, self.first, None));
+            let data = zero.is_none().then(|| state.moves.pieces(extent.range));
+            zero.into_iter()
+                .chain(data.into_iter().flatten().map(|(piece, source)| match source {
+                    Source::Origin => {
+                        let place = self.origin.map(|store| Place {
+                            store,
+                            offset: piece.start(),
+                        });
+                        self.status(piece, Content::Data, self.first, place)
+                    }
+                    Source::CopyArea { offset, generation } => {
+                        let place = self.copy_area.map(|store| Place { store, offset });
+                        self.status(piece, Content::Data, generation, place)
+                    }
+                }))
+        });
+        join(extents, limit)
+    }
+
+    /// The same without any location.
+    pub(super) fn locate_nothing(&self, range: ByteRange, limit: usize) -> Vec<StatusExtent> {
+        let extents = self
+            .content
+            .within(range)
+            .map(|e| self.status(e.range, e.content, Generation::NEVER_DIRECT, None));
+        join(extents, limit)
+    }
+
+    fn status(
+        &self,
+        range: ByteRange,
+        content: Content,
+        generation: Generation,
+        place: Option<Place>,
+    ) -> StatusExtent {
+        let located = place.is_some() || content != Content::Data;
+        StatusExtent {
+            range,
+            content,
+            generation: if located {
+                generation
+            } else {
+                Generation::NEVER_DIRECT
+            },
+            place,
+        }
+    }
+
+    /// Slots that were handed out.
+    pub(super) fn slots_used(&self) -> u64 {
+        self.claims().next_slot
+    }
+
+    /// `count` consecutive slots, or `None` when the copy area is full.
+    pub(super) fn take_slots(&self, count: u64) -> Option<Slot> {
+        let mut claims = self.claims();
+        let first = claims.next_slot;
+        let end = first.checked_add(count).filter(|&end| end <= self.slots)?;
+        claims.next_slot = end;
+        Some(Slot(first))
+    }
+}
+
+/// Joins neighbours that continue each other in content, generation and place; stops before extent `limit + 1`.
+fn join(extents: impl Iterator<Item = StatusExtent>, limit: usize) -> Vec<StatusExtent> {
+    let mut joined: Vec<StatusExtent> = Vec::new();
+    for next in extents {
+        if let Some(last) = joined.last_mut()
+            && let Some(both) = continued(last, &next)
+        {
+            last.range = both;
+        } else if joined.len() == limit {
+            break;
+        } else {
+            joined.push(next);
+        }
+    }
+    joined
+}
+
+fn continued(last: &StatusExtent, next: &StatusExtent) -> Option<ByteRange> {
+    let place = match (last.place, next.place) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a.store == b.store && a.offset.checked_add(last.range.len()) == Some(b.offset),
+        _ => false,
+    };
+    (place && last.content == next.content && last.generation == next.generation)
+        .then(|| ByteRange::from_bounds(last.range.start(), next.range.end()))
+        .flatten()
+}

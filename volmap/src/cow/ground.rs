@@ -1,0 +1,48 @@
+//! What copy-before-write stands on: where origin and copy area lie, and who vouches that it stays so.
+
+use crate::cow::CowError;
+use crate::frozen::Attestation;
+use crate::map::ContentMap;
+use crate::store::{StoreGraph, StoreId};
+
+/// What a witness says when it is asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// Nobody else can have changed bytes or places since the survey.
+    Good,
+    /// Bytes may have moved since; nobody else can have changed them. The reason is for the operator.
+    MappingLost(String),
+    /// Bytes may have been changed by somebody else. The reason is for the operator.
+    ContentLost(String),
+}
+
+/// Vouches for origin and copy area of one frozen image.
+pub trait Witness: Send + Sync {
+    /// Samples the witness now. Cheap (about a microsecond for a lease): it is called for every status and every read.
+    fn check(&self) -> Standing;
+}
+
+/// What a survey found.
+pub struct Survey {
+    /// The stores of origin and copy area.
+    pub graph: StoreGraph,
+    /// What the origin holds.
+    pub content: ContentMap,
+    /// The store that the origin is, where locations in it may be given.
+    pub origin: Option<StoreId>,
+    /// The store that the copy area is, where locations in it may be given.
+    pub copy_area: Option<StoreId>,
+    /// Whether the kernel keeps the witness.
+    pub attestation: Attestation,
+    /// The witness, good since before the map was taken.
+    pub witness: Box<dyn Witness>,
+}
+
+/// Finds out where origin and copy area lie.
+pub trait Ground: Send + Sync {
+    /// Called at each freeze, while no write is in flight and everything written is on the device.
+    ///
+    /// # Errors
+    /// The freeze fails with it.
+    fn survey(&self) -> Result<Survey, CowError>;
+}

@@ -1,0 +1,217 @@
+//! An origin in memory, and the check that its locations tell the truth.
+
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use crate::cow::tests::memory::{Hooks, Memory, Moment, Side};
+use crate::cow::{CowError, Ground, Origin, Standing, Survey, Witness};
+use crate::frozen::{Attestation, FrozenError, FrozenImage, StatusExtent};
+use crate::generation::GenerationClock;
+use crate::identity::Identity;
+use crate::limits::COPY_UNIT;
+use crate::map::Content;
+use crate::range::ByteRange;
+use crate::store::{Below, Store, StoreGraph, StoreId, StoreKind};
+
+pub(super) struct Bench {
+    pub(super) live: Arc<Origin>,
+    pub(super) origin: Memory,
+    pub(super) copy_area: Memory,
+    pub(super) standing: Arc<Mutex<Standing>>,
+    pub(super) hooks: Hooks,
+}
+
+#[derive(Clone)]
+struct MemoryGround {
+    origin: Memory,
+    standing: Arc<Mutex<Standing>>,
+    sizes: [u64; 2],
+}
+
+struct Told(Arc<Mutex<Standing>>);
+
+impl Witness for Told {
+    fn check(&self) -> Standing {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Ground for MemoryGround {
+    fn survey(&self) -> Result<Survey, CowError> {
+        let mut graph = StoreGraph::new();
+        let [origin, copy_area] = ["origin", "copy"].map(|name| Identity::new("id", name).unwrap());
+        let [origin, copy_area] =
+            [(origin, self.sizes[0]), (copy_area, self.sizes[1])].map(|(identity, size)| {
+                graph.add(Store {
+                    kind: StoreKind::Disk,
+                    label: identity.to_string(),
+                    identity,
+                    size,
+                    below: Below::Disk,
+                })
+            });
+        Ok(Survey {
+            graph,
+            content: self.origin.content(),
+            origin: Some(origin),
+            copy_area: Some(copy_area),
+            attestation: Attestation::Witnessed,
+            witness: Box::new(Told(Arc::clone(&self.standing))),
+        })
+    }
+}
+
+/// What lies at `offset` before anybody wrote: never zero, and different in every unit and page.
+pub(super) fn original(offset: u64) -> u8 {
+    (offset.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 57) as u8 | 0x80
+}
+
+impl Bench {
+    /// An origin of `size` bytes with data in `filled`.
+    pub(super) fn new(size: u64, slots: u64, filled: &[ByteRange]) -> Self {
+        let hooks = Hooks::default();
+        let copy_size = (slots + 1) * COPY_UNIT;
+        let origin = Memory::new(Side::Origin, size, hooks.clone());
+        let copy_area = Memory::new(Side::CopyArea, copy_size, hooks.clone());
+        for range in filled {
+            let bytes: Vec<u8> = (range.start()..range.end()).map(original).collect();
+            origin.poke(range.start(), &bytes);
+        }
+        let standing = Arc::new(Mutex::new(Standing::Good));
+        let ground = MemoryGround {
+            origin: origin.clone(),
+            standing: Arc::clone(&standing),
+            sizes: [size, copy_size],
+        };
+        let clock = Arc::new(GenerationClock::start().unwrap());
+        let (a, b) = (Box::new(origin.clone()), Box::new(copy_area.clone()));
+        let live = Origin::with_backings(a, b, Box::new(ground), clock).unwrap();
+        Self {
+            live,
+            origin,
+            copy_area,
+            standing,
+            hooks,
+        }
+    }
+
+    /// `size` bytes, all data.
+    pub(super) fn full(size: u64, slots: u64) -> Self {
+        Self::new(size, slots, &[ByteRange::new(0, size).unwrap()])
+    }
+
+    pub(super) fn snapshot(&self) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(self.origin.content().size()).unwrap()];
+        self.origin.peek(0, &mut bytes);
+        bytes
+    }
+
+    /// What a proxy does: learns the map, reads by it past the host, lets `between` happen, asks again, and keeps what has
+    /// its generation still. What it keeps must be the frozen bytes. Returns how many bytes it kept.
+    pub(super) fn check_locations(
+        &self,
+        image: &dyn FrozenImage,
+        frozen: &[u8],
+        between: impl FnOnce(),
+    ) -> u64 {
+        let whole = ByteRange::new(0, image.size()).unwrap();
+        let Ok(learnt) = image.status(whole, usize::MAX) else {
+            return 0;
+        };
+        assert_covers(whole, &learnt);
+        let stores: Vec<StoreId> = image.graph().ids().collect();
+        let read: Vec<Vec<u8>> = learnt
+            .iter()
+            .map(|extent| {
+                let mut bytes = vec![0; extent.range.len() as usize];
+                if let Some(place) = extent.place {
+                    let disk = if place.store == stores[0] {
+                        &self.origin
+                    } else {
+                        &self.copy_area
+                    };
+                    disk.peek(place.offset, &mut bytes);
+                }
+                bytes
+            })
+            .collect();
+        between();
+        let Ok(now) = image.status(whole, usize::MAX) else {
+            return 0;
+        };
+        let mut kept = 0;
+        for (extent, bytes) in learnt.iter().zip(&read) {
+            assert_eq!(
+                extent.generation.is_direct(),
+                extent.place.is_some() || extent.content != Content::Data
+            );
+            for later in &now {
+                if let Some(same) = later.range.intersection(extent.range)
+                    && extent.generation.is_direct()
+                    && later.generation == extent.generation
+                {
+                    let at = (same.start() - extent.range.start()) as usize;
+                    let expected = &frozen[same.start() as usize..same.end() as usize];
+                    assert!(
+                        bytes[at..at + expected.len()] == *expected,
+                        "a stale byte was kept in {same}"
+                    );
+                    kept += same.len();
+                }
+            }
+        }
+        kept
+    }
+}
+
+fn assert_covers(range: ByteRange, extents: &[StatusExtent]) {
+    let mut at = range.start();
+    for extent in extents {
+        assert_eq!(extent.range.start(), at);
+        at = extent.range.end();
+    }
+    assert_eq!(at, range.end());
+}
+
+pub(super) fn read_all(image: &dyn FrozenImage) -> Result<Vec<u8>, FrozenError> {
+    let mut bytes = vec![0xEE; image.size() as usize];
+    image.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Holds the first thread that comes to a moment, until it is let go.
+pub(super) struct Hold {
+    arrived: mpsc::Receiver<()>,
+    go: mpsc::Sender<()>,
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Hold {
+    pub(super) fn at(hooks: &Hooks, wanted: impl Fn(Moment) -> bool + Send + Sync + 'static) -> Self {
+        let (arrive, arrived) = mpsc::channel();
+        let (go, wait) = mpsc::channel();
+        let once = Mutex::new(Some((arrive, wait)));
+        hooks.set(move |moment| {
+            if wanted(moment) {
+                let taken = once.lock().unwrap().take();
+                if let Some((arrive, wait)) = taken {
+                    arrive.send(()).unwrap();
+                    wait.recv_timeout(PATIENCE).unwrap();
+                }
+            }
+            Ok(())
+        });
+        Self { arrived, go }
+    }
+
+    pub(super) fn wait(&self) {
+        self.arrived
+            .recv_timeout(PATIENCE)
+            .expect("somebody comes to the moment");
+    }
+
+    pub(super) fn release(self) {
+        self.go.send(()).unwrap();
+    }
+}

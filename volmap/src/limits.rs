@@ -1,0 +1,22 @@
+//! Limits of the storage side, each with its why.
+
+/// Bytes that copy-before-write preserves at a time.
+///
+/// The same 64 KiB as a leaf of a backup image's hash tree, and a multiple of every block size in use, so that a unit
+/// is always fit for `O_DIRECT`. Smaller units cost an extent of the map (and of every block status reply) for each
+/// few written bytes; larger ones copy ever more for a 4 KiB write, while that write waits.
+pub const COPY_UNIT: u64 = 64 * 1024;
+
+/// Most units that one writer preserves in one go: one read, one durable write, one switch.
+///
+/// 1 MiB reaches the bandwidth of a disk with a single request; more would only make other writers of the same units
+/// wait longer, and each writer holds a buffer of this size.
+pub const COPY_RUN_UNITS: u64 = 16;
+
+/// Smallest copy area in bytes: its header and one unit. It serves tests and tiny volumes; anything smaller could not
+/// keep a single write.
+pub const COPY_AREA_MIN: u64 = 2 * COPY_UNIT;
+
+/// The size of a copy area for which none was asked is a tenth of the origin (a long backup of a busy volume rewrites
+/// less than that in most shops), but never less than this: small volumes are rewritten whole in no time.
+pub const COPY_AREA_DEFAULT_MIN: u64 = 64 * 1024 * 1024;
