@@ -9,6 +9,7 @@ pub mod cow;
 pub mod frozen;
 pub mod generation;
 pub mod identity;
+pub mod layers;
 pub mod limits;
 pub mod map;
 pub mod range;

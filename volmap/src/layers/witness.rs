@@ -1,0 +1,138 @@
+//! What a chain was built from, and whether it is still so.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use super::dm_table::DeviceMapper;
+use super::sysfs::Sysfs;
+use crate::sys::DeviceNumber;
+use crate::sys::device_mapper::{DeviceStatus, TargetLine};
+use crate::sys::loop_device::{self, LoopStatus};
+
+/// One layer as it was when the chain was built.
+#[derive(Debug)]
+pub(super) enum Fact {
+    /// Attributes of a device in sysfs: start and size of a partition, size and identity of a disk.
+    Attributes {
+        sysfs: Sysfs,
+        device: DeviceNumber,
+        remembered: Vec<(&'static str, Option<String>)>,
+    },
+    /// Table, UUID and own event number of a device-mapper device.
+    Table {
+        mapper: Arc<dyn DeviceMapper>,
+        device: DeviceNumber,
+        status: DeviceStatus,
+        table: Vec<TargetLine>,
+    },
+    /// That nothing at all happened to any device-mapper device: a table that was changed and changed back reads the same.
+    NoMapperEvents { mapper: Arc<dyn DeviceMapper> },
+    /// The file and the offset that a loop device shows. Open, so that the device number cannot be used anew.
+    Loop {
+        device: DeviceNumber,
+        file: File,
+        status: LoopStatus,
+    },
+}
+
+impl Fact {
+    /// Remembers attributes as they are now.
+    pub(super) fn attributes(
+        sysfs: &Sysfs,
+        device: DeviceNumber,
+        names: impl IntoIterator<Item = &'static str>,
+    ) -> io::Result<Self> {
+        let remembered = names
+            .into_iter()
+            .map(|name| Ok((name, sysfs.attribute(device, name)?)))
+            .collect::<io::Result<_>>()?;
+        Ok(Self::Attributes {
+            sysfs: sysfs.clone(),
+            device,
+            remembered,
+        })
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let unreadable = |what: &dyn std::fmt::Display, error: io::Error| {
+            format!("{what} cannot be read any more: {error}")
+        };
+        match self {
+            Self::Attributes {
+                sysfs,
+                device,
+                remembered,
+            } => {
+                for (name, then) in remembered {
+                    let now = sysfs
+                        .attribute(*device, name)
+                        .map_err(|e| unreadable(&format_args!("sysfs {name} of {device}"), e))?;
+                    if now != *then {
+                        let name_of = sysfs.name(*device);
+                        return Err(format!(
+                            "{name} of block device {name_of} changed from {then:?} to {now:?}"
+                        ));
+                    }
+                }
+                Ok(())
+            }
+            Self::Table {
+                mapper,
+                device,
+                status,
+                table,
+            } => {
+                let what = format_args!("the device-mapper table of {device}");
+                let now = mapper.device_status(*device).map_err(|e| unreadable(&what, e))?;
+                let table_now = mapper.table(*device).map_err(|e| unreadable(&what, e))?;
+                if now == *status && table_now == *table {
+                    Ok(())
+                } else {
+                    Err(format!("the device-mapper device {} changed", status.name))
+                }
+            }
+            Self::NoMapperEvents { mapper } => match mapper.events_since_armed() {
+                Ok(false) => Ok(()),
+                Ok(true) => Err("a device-mapper device of this machine was changed".to_owned()),
+                Err(error) => Err(unreadable(&"the device-mapper's event counter", error)),
+            },
+            Self::Loop { device, file, status } => {
+                let now = loop_device::status(file)
+                    .map_err(|e| unreadable(&format_args!("the backing file of loop device {device}"), e))?;
+                if now == *status {
+                    Ok(())
+                } else {
+                    Err(format!("loop device {device} shows another file or place"))
+                }
+            }
+        }
+    }
+}
+
+/// The witness of all layers between a volume's uppermost store and its disks.
+#[derive(Debug, Default)]
+pub struct LayerWitness {
+    facts: Vec<Fact>,
+    lost: OnceLock<String>,
+}
+
+impl LayerWitness {
+    pub(super) fn remember(&mut self, fact: Fact) {
+        self.facts.push(fact);
+    }
+
+    /// Reads every layer again: some microseconds for each.
+    ///
+    /// # Errors
+    /// Why the mapping is lost. Sticky: once lost, it stays lost, even if the layers look as before.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(reason) = self.lost.get() {
+            return Err(reason.clone());
+        }
+        match self.facts.iter().try_for_each(Fact::check) {
+            Ok(()) => Ok(()),
+            Err(reason) => Err(self.lost.get_or_init(|| reason).clone()),
+        }
+    }
+}
