@@ -240,8 +240,8 @@ pub enum PeerIncompatible {
     /// More than 2^63-1 bytes.
     #[error("the export has {0} bytes, 2^63-1 is the most")]
     ExportTooLarge(u64),
-    /// Minimum block size above the maximum payload, or the like: nothing could be read.
-    #[error("the server offers no way to list metadata contexts")]
+    /// Contexts are asked for, and the server has neither structured replies nor extended headers.
+    #[error("the server knows no metadata contexts")]
     NoContexts,
 }
 

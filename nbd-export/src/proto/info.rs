@@ -7,7 +7,7 @@ use super::error::{PeerMisbehaved, ProtocolError};
 use super::fields::Fields;
 use super::flags::TransmissionFlags;
 use super::limits::{MAX_MINIMUM_BLOCK, MAX_PAYLOAD};
-use super::text::{ExportName, checked};
+use super::text::{ExportName, printable};
 
 /// The sizes that requests keep to ("Size constraints").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,7 +122,7 @@ impl Info {
                 flags: TransmissionFlags::from_wire(fields.u16()?),
             },
             InfoCode::NAME => return Ok(Self::Name(ExportName::from_wire(fields.rest())?)),
-            InfoCode::DESCRIPTION => return Ok(Self::Description(checked(fields.rest())?.to_owned())),
+            InfoCode::DESCRIPTION => return Ok(Self::Description(printable(fields.rest()))),
             InfoCode::BLOCK_SIZE => {
                 let (minimum, preferred, maximum) = (fields.u32()?, fields.u32()?, fields.u32()?);
                 let sizes = BlockSizes {
@@ -201,7 +201,7 @@ mod tests {
             let infos = [
                 Info::Export { size, flags: TransmissionFlags::from_wire(flags) },
                 Info::Name(ExportName::new(&name).unwrap()),
-                Info::Description(name),
+                Info::Description(format!("{size} bytes")),
                 Info::BlockSize(BlockSizes { minimum, preferred, maximum: preferred }),
             ];
             for info in infos {

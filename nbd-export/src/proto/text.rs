@@ -16,6 +16,16 @@ pub(super) fn checked(bytes: &[u8]) -> Result<&str, StringError> {
     std::str::from_utf8(bytes).map_err(|_| StringError::NotUtf8)
 }
 
+/// A text for humans as it travelled: at most 4096 bytes are used. It goes to terminals and logs, so what is not
+/// UTF-8 and what could steer a terminal is replaced.
+pub(super) fn printable(bytes: &[u8]) -> String {
+    let bytes = bytes.get(..MAX_STRING).unwrap_or(bytes);
+    String::from_utf8_lossy(bytes)
+        .chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
 /// The name of an export; empty for the default one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct ExportName(String);
@@ -59,16 +69,9 @@ impl ErrorText {
         Self(text)
     }
 
-    /// A text as it travelled. A peer's text goes to terminals and logs: what is not UTF-8 and what could steer a
-    /// terminal is replaced.
+    /// A text as it travelled.
     pub(super) fn from_wire(bytes: &[u8]) -> Self {
-        let bytes = bytes.get(..MAX_STRING).unwrap_or(bytes);
-        Self::new(
-            String::from_utf8_lossy(bytes)
-                .chars()
-                .map(|c| if c.is_control() { '?' } else { c })
-                .collect::<String>(),
-        )
+        Self::new(printable(bytes))
     }
 
     /// The text; empty when the peer said nothing.

@@ -33,7 +33,7 @@ pub enum RuleBroken {
         /// The minimum block size.
         minimum: u32,
     },
-    /// More data than one request may move.
+    /// More bytes than one request of this session can mean.
     #[error("{length} bytes in one request, {maximum} is the most")]
     TooLong {
         /// Bytes asked for.
@@ -98,6 +98,13 @@ impl RuleBroken {
 pub fn check_header(header: &RequestHeader, session: &Negotiated) -> Result<(), RuleBroken> {
     let command = header.command;
     check_offered(command, session)?;
+    if session.style != HeaderStyle::Extended && header.length > u64::from(u32::MAX) {
+        return Err(RuleBroken::TooLong {
+            length: header.length,
+            maximum: u32::MAX,
+            dont_fragment: false,
+        });
+    }
     let bad_flags = header.flags.without(allowed_flags(command, session));
     if bad_flags != CommandFlags::NONE {
         return Err(RuleBroken::BadFlags {

@@ -1,0 +1,62 @@
+//! What a server's handshake asks of its surroundings.
+
+use crate::proto::constants::OptionReplyCode;
+use crate::proto::context::ContextName;
+use crate::proto::info::ExportInfo;
+use crate::proto::option::ListedExport;
+use crate::proto::session::HeaderStyle;
+use crate::proto::text::ErrorText;
+
+/// Why an export is not to be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// No export of that name.
+    #[error("no export has this name; LIST shows those there are")]
+    Unknown,
+    /// This client may not have it.
+    #[error("the policy of this server forbids it")]
+    Policy,
+    /// The server, or the export, is going away.
+    #[error("the server is shutting down")]
+    Shutdown,
+}
+
+impl Refusal {
+    /// The reply that says it.
+    pub(super) fn reply(self) -> OptionReplyCode {
+        match self {
+            Self::Unknown => OptionReplyCode::ERR_UNKNOWN,
+            Self::Policy => OptionReplyCode::ERR_POLICY,
+            Self::Shutdown => OptionReplyCode::ERR_SHUTDOWN,
+        }
+    }
+
+    /// The text that goes with it.
+    pub(super) fn text(self) -> ErrorText {
+        ErrorText::new(self.to_string())
+    }
+}
+
+/// The exports that a server offers to one client. Nothing is opened, frozen or mapped for these questions: the
+/// client may still go away (CVE-2019-14850).
+pub trait Catalogue {
+    /// The exports that this client may see.
+    ///
+    /// # Errors
+    /// The list is not given.
+    fn list(&self) -> Result<Vec<ListedExport>, Refusal>;
+
+    /// The export of that name; the empty name means the default export. The flags are all that the export can:
+    /// the handshake takes away those that the session did not negotiate.
+    ///
+    /// # Errors
+    /// The export is not to be had.
+    fn describe(&self, name: &str) -> Result<ExportInfo, Refusal>;
+
+    /// Every context that a session of that style can select on the export; contexts of 64-bit status only for
+    /// [`HeaderStyle::Extended`].
+    ///
+    /// # Errors
+    /// The export is not to be had.
+    fn contexts(&self, name: &str, style: HeaderStyle) -> Result<Vec<ContextName>, Refusal>;
+}
