@@ -1,0 +1,116 @@
+//! What became of the bytes: counted when they are committed, never when they are asked for.
+
+use std::collections::BTreeMap;
+
+/// Counts of committed work.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    /// Data read from a LUN and confirmed.
+    pub bytes_direct: u64,
+    /// Data read through the host.
+    pub bytes_nbd: u64,
+    /// Zeroes and holes, which were not read.
+    pub bytes_zero: u64,
+    /// Data that was read directly, was not confirmed, and had to be read again.
+    pub bytes_moved: u64,
+    /// Of these, what was then read directly from its new place.
+    pub bytes_remapped_direct: u64,
+    /// Direct data that was read through the host as well, and was the same.
+    pub bytes_audited: u64,
+    /// Confirmations after a read (law P3).
+    pub validations: u64,
+    /// Why data was not read directly, with the bytes that each reason stands for.
+    pub reasons: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    /// Adds other work.
+    pub fn add(&mut self, other: &Self) {
+        self.bytes_direct += other.bytes_direct;
+        self.bytes_nbd += other.bytes_nbd;
+        self.bytes_zero += other.bytes_zero;
+        self.bytes_moved += other.bytes_moved;
+        self.bytes_remapped_direct += other.bytes_remapped_direct;
+        self.bytes_audited += other.bytes_audited;
+        self.validations += other.validations;
+        for (reason, bytes) in &other.reasons {
+            self.add_reason(reason, *bytes);
+        }
+    }
+
+    /// Counts bytes that were not read directly.
+    pub fn add_reason(&mut self, reason: &str, bytes: u64) {
+        match self.reasons.get_mut(reason) {
+            Some(counted) => *counted += bytes,
+            None => {
+                self.reasons.insert(reason.to_owned(), bytes);
+            }
+        }
+    }
+
+    /// Share of the data that was read directly, in percent; 100 where there was no data.
+    pub fn percent_direct(&self) -> f64 {
+        let data = self.bytes_direct + self.bytes_nbd;
+        #[allow(
+            clippy::cast_precision_loss,
+            reason = "a share for people and a threshold, not a count"
+        )]
+        if data == 0 {
+            100.0
+        } else {
+            self.bytes_direct as f64 * 100.0 / data as f64
+        }
+    }
+
+    /// All committed bytes of the volume.
+    pub fn bytes_done(&self) -> u64 {
+        self.bytes_direct + self.bytes_nbd + self.bytes_zero
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_without_data_is_wholly_direct() {
+        assert_eq!(Tally::default().percent_direct(), 100.0);
+        let tally = Tally {
+            bytes_direct: 1,
+            bytes_nbd: 3,
+            ..Tally::default()
+        };
+        assert_eq!(tally.percent_direct(), 25.0);
+    }
+
+    #[test]
+    fn adding_adds_every_count() {
+        let mut one = Tally {
+            bytes_direct: 1,
+            bytes_nbd: 2,
+            bytes_zero: 3,
+            bytes_moved: 4,
+            bytes_remapped_direct: 5,
+            bytes_audited: 6,
+            validations: 7,
+            reasons: BTreeMap::from([("a".into(), 1)]),
+        };
+        one.add(&Tally {
+            reasons: BTreeMap::from([("a".into(), 1), ("b".into(), 9)]),
+            ..one.clone()
+        });
+        assert_eq!(
+            one,
+            Tally {
+                bytes_direct: 2,
+                bytes_nbd: 4,
+                bytes_zero: 6,
+                bytes_moved: 8,
+                bytes_remapped_direct: 10,
+                bytes_audited: 12,
+                validations: 14,
+                reasons: BTreeMap::from([("a".into(), 2), ("b".into(), 9)]),
+            }
+        );
+    }
+}

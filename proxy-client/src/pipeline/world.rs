@@ -1,0 +1,250 @@
+//! A model world for tests: a volume under copy-before-write, its LUN, and a writer that is let in at chosen points.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use volmap::generation::Generation;
+use volmap::identity::Identity;
+use volmap::map::Content;
+use volmap::range::ByteRange;
+
+use super::luns::Luns;
+use super::source::FrozenSource;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::mapped::{DiskPlace, MappedExtent};
+use crate::transport::direct::{Lun, LunReader};
+
+/// Bytes of a unit of the model's copy-before-write.
+pub(super) const UNIT: u64 = 512;
+
+/// Where a writer can be let in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Point {
+    /// The map has been answered.
+    AfterMap,
+    /// A direct read is about to begin.
+    BeforeRead,
+    /// A direct read is half done.
+    DuringRead,
+    /// A direct read has completed, and has not been validated.
+    AfterRead,
+    /// The validation has been answered.
+    AfterValidation,
+}
+
+/// What the writer does, once, at a point.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Act {
+    Overwrite(u64),
+    /// Everything gets a new generation where it lies.
+    Restamp,
+    /// The mapping witness is lost: nothing is direct from now on.
+    LoseMapping,
+    /// The content witness is lost.
+    LoseContent,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Origin first, the copy area behind it.
+    disk: Vec<u8>,
+    frozen: Vec<u8>,
+    /// Units that hold zeroes at the freeze.
+    zero: Vec<bool>,
+    /// Copied units: place and generation.
+    copied: BTreeMap<u64, (u64, u64)>,
+    generation: u64,
+    /// The generation of what was not copied.
+    first: u64,
+    opaque: bool,
+    gone: bool,
+    /// Extents in one reply.
+    reply_limit: usize,
+    acts: Vec<(Point, Act)>,
+    /// Overwrites without a copy and without a new generation.
+    careless: bool,
+}
+
+/// The world; clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct World(Arc<Mutex<State>>);
+
+impl World {
+    /// A volume of `units` units, some of them zero, with acts that happen in order as their points come by.
+    pub(super) fn new(zero: &[bool], reply_limit: usize, acts: Vec<(Point, Act)>) -> Self {
+        let units = zero.len();
+        let frozen: Vec<u8> = (0..units)
+            .flat_map(|u| (0..UNIT).map(move |i| (u, i)))
+            .map(|(u, i)| {
+                if zero[u] {
+                    0
+                } else {
+                    u8::try_from((u as u64 * 7 + i) % 255 + 1).unwrap()
+                }
+            })
+            .collect();
+        let mut disk = frozen.clone();
+        disk.resize(frozen.len() * 2, 0xee);
+        Self(Arc::new(Mutex::new(State {
+            disk,
+            frozen,
+            zero: zero.to_vec(),
+            generation: 100,
+            first: 100,
+            reply_limit,
+            acts,
+            ..State::default()
+        })))
+    }
+
+    /// Makes the host break law H2: the origin is overwritten without a new generation.
+    pub(super) fn careless(self) -> Self {
+        self.state().careless = true;
+        self
+    }
+
+    /// One more act.
+    pub(super) fn let_in(&self, point: Point, act: Act) {
+        self.state().acts.push((point, act));
+    }
+
+    pub(super) fn frozen(&self) -> Vec<u8> {
+        self.state().frozen.clone()
+    }
+
+    pub(super) fn luns(&self) -> Luns {
+        let identity = Identity::from_operator("lun").unwrap();
+        Luns::new(vec![Lun::new(identity, "lun".into(), Box::new(self.clone()))])
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// Lets the writer in: the first act that waits for this point.
+    fn at(&self, point: Point) {
+        let mut state = self.state();
+        if let Some(index) = state.acts.iter().position(|(p, _)| *p == point) {
+            let (_, act) = state.acts.remove(index);
+            state.act(act);
+        }
+    }
+}
+
+impl State {
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Restamp => {
+                self.generation += 1;
+                self.first = self.generation;
+                for (_, generation) in self.copied.values_mut() {
+                    *generation = self.generation;
+                }
+            }
+            Act::LoseMapping => self.opaque = true,
+            Act::LoseContent => self.gone = true,
+            Act::Overwrite(unit) => {
+                let unit = unit % self.zero.len() as u64;
+                let (start, len) = (
+                    usize::try_from(unit * UNIT).unwrap(),
+                    usize::try_from(UNIT).unwrap(),
+                );
+                if !self.zero[usize::try_from(unit).unwrap()]
+                    && !self.careless
+                    && !self.copied.contains_key(&unit)
+                {
+                    // Slots in reverse, so that neighbours do not stay neighbours.
+                    let slot = self.zero.len() as u64 * 2 - 1 - self.copied.len() as u64;
+                    let to = usize::try_from(slot * UNIT).unwrap();
+                    self.disk.copy_within(start..start + len, to);
+                    self.generation += 1;
+                    self.copied.insert(unit, (slot * UNIT, self.generation));
+                }
+                for byte in &mut self.disk[start..start + len] {
+                    *byte = byte.wrapping_add(1);
+                }
+            }
+        }
+    }
+
+    fn answer(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
+        if self.gone {
+            return Err(Error::new(ErrorKind::FrozenImageGone, "gone"));
+        }
+        let mut extents = Vec::new();
+        let mut at = range.start();
+        while at < range.end() && extents.len() < self.reply_limit {
+            let unit = at / UNIT;
+            let piece = ByteRange::from_bounds(at, range.end().min((unit + 1) * UNIT)).unwrap();
+            let zero = self.zero[usize::try_from(unit).unwrap()];
+            let (offset, generation) = self
+                .copied
+                .get(&unit)
+                .copied()
+                .unwrap_or((unit * UNIT, self.first));
+            let place = DiskPlace {
+                disk: 0,
+                offset: offset + at % UNIT,
+            };
+            extents.push(MappedExtent {
+                range: piece,
+                content: if zero { Content::Hole } else { Content::Data },
+                generation: Generation::from_wire(if self.opaque { 0 } else { generation }),
+                place: (!zero && !self.opaque).then_some(place),
+            });
+            at = piece.end();
+        }
+        Ok(extents)
+    }
+}
+
+impl FrozenSource for World {
+    fn size(&self) -> u64 {
+        self.state().frozen.len() as u64
+    }
+
+    async fn map(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
+        let answer = self.state().answer(range);
+        self.at(Point::AfterMap);
+        answer
+    }
+
+    async fn generations(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
+        let answer = self.state().answer(range);
+        self.at(Point::AfterValidation);
+        answer
+    }
+
+    async fn read(&self, range: ByteRange) -> Result<Bytes> {
+        let state = self.state();
+        if state.gone {
+            return Err(Error::new(ErrorKind::FrozenImageGone, "gone"));
+        }
+        let bytes = usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap();
+        Ok(Bytes::copy_from_slice(&state.frozen[bytes]))
+    }
+}
+
+impl LunReader for World {
+    fn size(&self) -> u64 {
+        self.state().disk.len() as u64
+    }
+
+    fn block_size(&self) -> u64 {
+        128
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.at(Point::BeforeRead);
+        let offset = usize::try_from(offset).unwrap();
+        let half = buf.len() / 2;
+        buf[..half].copy_from_slice(&self.state().disk[offset..offset + half]);
+        self.at(Point::DuringRead);
+        let len = buf.len();
+        buf[half..].copy_from_slice(&self.state().disk[offset + half..offset + len]);
+        self.at(Point::AfterRead);
+        Ok(len)
+    }
+}

@@ -1,0 +1,132 @@
+//! What a backup says at its end, for people and as JSON.
+
+use std::fmt;
+
+use indicatif::{HumanBytes, HumanDuration};
+use serde::Serialize;
+
+use crate::pipeline::Tally;
+
+/// One LUN of the job.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct LunReport {
+    /// The host's name for it.
+    pub lun: String,
+    /// Where it was opened.
+    pub path: String,
+    /// How it was proven: `tag`, `sampled only`, or `not proven` (then nothing was read from it).
+    pub proof: &'static str,
+}
+
+/// Why bytes were not read directly.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct TransportReason {
+    /// The reason.
+    pub reason: String,
+    /// Bytes of data that it stands for.
+    pub bytes: u64,
+}
+
+/// The result of a backup. Field names are part of the command line's contract.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct BackupReport {
+    /// Size of the volume in bytes.
+    pub size: u64,
+    /// Data read from a LUN and confirmed.
+    pub bytes_direct: u64,
+    /// Data read through the host.
+    pub bytes_nbd: u64,
+    /// Zeroes and holes.
+    pub bytes_zero: u64,
+    /// Data read again after a failed validation.
+    pub bytes_moved: u64,
+    /// Of these, got direct from the new place.
+    pub bytes_remapped_direct: u64,
+    /// Direct data compared with the host's.
+    pub bytes_audited: u64,
+    /// Validations after a read.
+    pub validations: u64,
+    /// Share of the data that was read directly.
+    pub percent_direct: f64,
+    /// UUID of the frozen image; null for a server that publishes none.
+    pub frozen: Option<String>,
+    /// Root of the image's hash tree, in hex.
+    pub root: String,
+    /// Seconds from start to commit.
+    pub seconds: f64,
+    /// How each LUN was proven.
+    pub identity: Vec<LunReport>,
+    /// Why data was not read directly.
+    pub transport_reasons: Vec<TransportReason>,
+    /// The smallest direct share that was asked for, if it was missed.
+    pub policy_missed: Option<f64>,
+}
+
+impl BackupReport {
+    /// A report of committed work; the rest is filled in by the job.
+    pub fn new(size: u64, tally: &Tally) -> Self {
+        Self {
+            size,
+            bytes_direct: tally.bytes_direct,
+            bytes_nbd: tally.bytes_nbd,
+            bytes_zero: tally.bytes_zero,
+            bytes_moved: tally.bytes_moved,
+            bytes_remapped_direct: tally.bytes_remapped_direct,
+            bytes_audited: tally.bytes_audited,
+            validations: tally.validations,
+            percent_direct: tally.percent_direct(),
+            frozen: None,
+            root: String::new(),
+            seconds: 0.0,
+            identity: Vec::new(),
+            transport_reasons: tally
+                .reasons
+                .iter()
+                .map(|(reason, &bytes)| TransportReason {
+                    reason: reason.clone(),
+                    bytes,
+                })
+                .collect(),
+            policy_missed: None,
+        }
+    }
+}
+
+/// The report as a few lines for people.
+impl fmt::Display for BackupReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let duration = HumanDuration(std::time::Duration::from_secs_f64(self.seconds));
+        writeln!(
+            f,
+            "backed up {} in {duration}, root {}",
+            HumanBytes(self.size),
+            self.root
+        )?;
+        writeln!(
+            f,
+            "  direct  {:>12}  ({:.1} % of the data)",
+            HumanBytes(self.bytes_direct).to_string(),
+            self.percent_direct
+        )?;
+        writeln!(f, "  nbd     {:>12}", HumanBytes(self.bytes_nbd).to_string())?;
+        writeln!(f, "  zero    {:>12}", HumanBytes(self.bytes_zero).to_string())?;
+        writeln!(
+            f,
+            "  moved   {:>12}  read again, {} of it directly from the new place",
+            HumanBytes(self.bytes_moved).to_string(),
+            HumanBytes(self.bytes_remapped_direct)
+        )?;
+        for lun in &self.identity {
+            writeln!(f, "  lun     {} at {}: {}", lun.lun, lun.path, lun.proof)?;
+        }
+        for reason in &self.transport_reasons {
+            writeln!(
+                f,
+                "  not direct: {} because {}",
+                HumanBytes(reason.bytes),
+                reason.reason
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! Shared disks: a backing file stands for the LUN, a loop device for the host's view of it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// Runs a command that must succeed, and gives back its stdout.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A file that stands for a LUN, with a loop device on it, gone when dropped.
+pub struct LoopDisk {
+    /// The backing file: what the proxy reads.
+    pub lun: PathBuf,
+    /// The loop device: what the host sees.
+    pub device: PathBuf,
+}
+
+impl LoopDisk {
+    /// A sparse LUN of `size` bytes in `directory`, with loop sectors of `sector` bytes.
+    pub fn new(directory: &Path, name: &str, size: u64, sector: u32) -> Self {
+        let lun = directory.join(name);
+        File::create(&lun).unwrap().set_len(size).unwrap();
+        let sector = sector.to_string();
+        let device = run(
+            "losetup",
+            &[
+                "--find",
+                "--show",
+                "--sector-size",
+                &sector,
+                lun.to_str().unwrap(),
+            ],
+        );
+        Self {
+            lun,
+            device: device.trim().into(),
+        }
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        run("losetup", &["--detach", self.device.to_str().unwrap()]);
+    }
+}
+
+/// A file system on a [`LoopDisk`], mounted; unmounted and detached when dropped.
+pub struct Mounted {
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// What it is on.
+    pub disk: LoopDisk,
+    // Last: removed when everything in it is unmounted.
+    directory: TempDir,
+}
+
+impl Mounted {
+    /// XFS with reflink.
+    pub fn xfs(size: u64) -> Self {
+        Self::new(size, 512, "mkfs.xfs", &["-q", "-m", "reflink=1"])
+    }
+
+    /// ext4.
+    pub fn ext4(size: u64) -> Self {
+        Self::new(size, 512, "mkfs.ext4", &["-q", "-F"])
+    }
+
+    /// A file system made by `mkfs` on a new LUN of `size` bytes.
+    pub fn new(size: u64, sector: u32, mkfs: &str, arguments: &[&str]) -> Self {
+        let directory = scratch();
+        let disk = LoopDisk::new(directory.path(), "lun", size, sector);
+        let device = disk.device.to_str().unwrap();
+        run(mkfs, &[arguments, &[device]].concat());
+        let path = directory.path().join("mnt");
+        std::fs::create_dir(&path).unwrap();
+        run("mount", &[device, path.to_str().unwrap()]);
+        Self {
+            path,
+            disk,
+            directory,
+        }
+    }
+
+    /// A directory outside the file system, on the machine's own disk.
+    pub fn outside(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // What a failed test left immutable would keep its clone, but never the mount.
+        run("umount", &[self.path.to_str().unwrap()]);
+    }
+}
+
+/// A scratch directory on a disk (a temporary directory in memory may refuse O_DIRECT).
+pub fn scratch() -> TempDir {
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/scratch");
+    std::fs::create_dir_all(&target).unwrap();
+    tempfile::tempdir_in(target).unwrap()
+}

@@ -1,0 +1,11 @@
+//! What the suites share: real file systems on loop devices, the two programs as processes, and fault injectors that implement
+//! the product's own traits.
+//!
+//! A test that cannot run here says why through [`skip`], and is counted: `tests/run` lists the skips, and CI fails on one.
+
+#![allow(clippy::unwrap_used, reason = "a harness fails loudly")]
+
+pub mod digest;
+pub mod disk;
+pub mod program;
+pub mod skip;

@@ -1,0 +1,155 @@
+//! The two programs as processes.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where a program of the workspace was built; `tests/run` builds it first.
+pub fn built(name: &str) -> PathBuf {
+    let suites = std::env::current_exe().unwrap();
+    let path = suites.parent().unwrap().parent().unwrap().join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build --workspace --bins",
+        path.display()
+    );
+    path
+}
+
+/// `nbd-export serve`, ready; killed when dropped.
+pub struct Host {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    /// The URI of each export, in the order printed.
+    pub uris: Vec<String>,
+}
+
+impl Host {
+    /// Starts `nbd-export serve` with arguments, and waits for READY.
+    pub fn serve(arguments: &[&str]) -> Self {
+        Self::try_serve(arguments).unwrap_or_else(|status| panic!("nbd-export serve {arguments:?}: {status}"))
+    }
+
+    /// The same, where it may fail to start.
+    pub fn try_serve(arguments: &[&str]) -> Result<Self, ExitStatus> {
+        let mut child = Command::new(built("nbd-export"))
+            .arg("serve")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut uris = Vec::new();
+        loop {
+            let mut line = String::new();
+            if stdout.read_line(&mut line).unwrap() == 0 {
+                return Err(child.wait().unwrap());
+            }
+            match line.trim_end() {
+                "READY" => return Ok(Self { child, stdout, uris }),
+                uri => uris.push(uri.to_owned()),
+            }
+        }
+    }
+
+    /// The URI of the export of that name.
+    pub fn uri(&self, export: &str) -> &str {
+        let named = |uri: &&String| {
+            uri.split('?')
+                .next()
+                .is_some_and(|path| path.ends_with(&format!("/{export}")))
+        };
+        self.uris
+            .iter()
+            .find(named)
+            .unwrap_or_else(|| panic!("no export {export} in {:?}", self.uris))
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it without warning.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to end, and waits.
+    pub fn terminate(mut self) -> ExitStatus {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                let mut rest = String::new();
+                self.stdout.read_to_string(&mut rest).unwrap();
+                assert_eq!(rest, "", "nothing is printed after READY");
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "nbd-export did not end within 30 s of SIGTERM"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Runs a program of the workspace to its end.
+pub fn run(name: &str, arguments: &[&str]) -> Output {
+    Command::new(built(name))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Runs `nbd-export`, which must succeed, and gives back its stdout.
+pub fn nbd_export(arguments: &[&str]) -> String {
+    succeed("nbd-export", arguments)
+}
+
+/// Runs `proxy-client`, which must succeed, and gives back its stdout.
+pub fn proxy_client(arguments: &[&str]) -> String {
+    succeed("proxy-client", arguments)
+}
+
+fn succeed(name: &str, arguments: &[&str]) -> String {
+    let output = run(name, arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{name} {arguments:?}: {}\n{stderr}",
+        output.status
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// `proxy-client backup … --json`, which must succeed: its report.
+pub fn backup(arguments: &[&str]) -> serde_json::Value {
+    let stdout = proxy_client(&[&["backup", "--json"], arguments].concat());
+    serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
+}
+
+/// A command that must fail with an exit code: its error object.
+pub fn fails(name: &str, code: i32, arguments: &[&str]) -> serde_json::Value {
+    let output = run(name, &[&["--error-format", "json"], arguments].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{name} {arguments:?}\n{stderr}");
+    let line = stderr
+        .lines()
+        .rfind(|line| line.starts_with('{'))
+        .unwrap_or_else(|| panic!("no error object: {stderr}"));
+    serde_json::from_str(line).unwrap()
+}

@@ -1,0 +1,3 @@
+//! The suites: one module a subject.
+
+#![allow(clippy::unwrap_used, reason = "tests fail loudly")]
