@@ -1,4 +1,9 @@
 //! NBD server for frozen images with their block maps, and the NBD codec of both peers.
 
+pub mod cli;
+pub mod config;
+pub mod error;
 pub mod export;
+pub mod host;
 pub mod proto;
+pub mod server;

@@ -8,10 +8,9 @@ use volmap::range::ByteRange;
 
 use super::description::describe;
 use super::limits::{CACHE_STEP, DESCRIPTORS_MAX, HOLE_CHUNK_MIN, ONE_DESCRIPTOR_LOOKAHEAD};
-use super::model::{
-    BlockSizes, BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, Piece, ReadShape,
-};
+use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, Piece, ReadShape};
 use super::x_volmap::ContextTable;
+use crate::proto::BlockSizes;
 
 /// A frozen image, served with `base:allocation` and the `x-volmap` contexts.
 pub struct FrozenExport {

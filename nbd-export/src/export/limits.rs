@@ -20,8 +20,8 @@ pub const HOLE_CHUNK_MIN: u64 = 4096;
 /// Bytes read at a time to warm the cache for CMD_CACHE: the memory one such request takes.
 pub const CACHE_STEP: u64 = 1 << 20;
 
-/// Longest READ, WRITE or CACHE in bytes: what the specification tells clients to expect, and what peers advertise.
-pub const PAYLOAD_MAX: u32 = 32 << 20;
+/// Smallest tag in bytes: a nonce in a block of its own on a disk of 4096-byte blocks.
+pub const TAG_SIZE_MIN: u64 = 4096;
 
-/// Preferred block size in bytes: the page size that caches and file systems below work in.
-pub const BLOCK_PREFERRED: u32 = 4096;
+/// Largest tag in bytes: anything larger is likely not meant to be overwritten by whoever connects.
+pub const TAG_SIZE_MAX: u64 = 16 << 20;

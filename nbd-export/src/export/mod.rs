@@ -11,14 +11,19 @@
 mod description;
 mod frozen;
 pub mod limits;
+mod live;
 mod model;
+mod origin;
 mod reach;
 #[cfg(test)]
 mod scripted;
+mod tag;
 mod x_volmap;
 
 pub use frozen::FrozenExport;
 pub use model::{
-    BASE_ALLOCATION, BlockSizes, BlockStatus, Context, ContextIndex, ContextStatus, Descriptor, Export,
-    ExportError, ExportInfo, Piece, ReadShape,
+    BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus, Export, ExportError, ExportInfo,
+    Piece, ReadShape,
 };
+pub use origin::OriginExport;
+pub use tag::{TagError, TagExport};

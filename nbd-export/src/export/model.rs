@@ -5,31 +5,10 @@ use std::io;
 use volmap::frozen::FrozenError;
 use volmap::range::ByteRange;
 
-use super::limits::{BLOCK_PREFERRED, PAYLOAD_MAX};
+use crate::proto::{BlockSizes, Descriptor};
 
 /// The standard context that tells data from holes and zeroes.
 pub const BASE_ALLOCATION: &str = "base:allocation";
-
-/// Block size constraints, in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BlockSizes {
-    /// Every offset and length is a multiple of it.
-    pub minimum: u32,
-    /// What requests had best be multiples of.
-    pub preferred: u32,
-    /// Longest payload of a request or reply.
-    pub maximum: u32,
-}
-
-impl Default for BlockSizes {
-    fn default() -> Self {
-        Self {
-            minimum: 1,
-            preferred: BLOCK_PREFERRED,
-            maximum: PAYLOAD_MAX,
-        }
-    }
-}
 
 /// What an export says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,15 +35,6 @@ pub struct Context {
 /// Position of a context in [`Export::contexts`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ContextIndex(pub usize);
-
-/// One descriptor of a block status reply.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Descriptor {
-    /// Bytes that it covers, at least 1.
-    pub len: u64,
-    /// The context's 64-bit status.
-    pub status: u64,
-}
 
 /// The answer of one context.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -6,8 +6,9 @@ use volmap::map::Content;
 use volmap::store::{Below, Place, StoreGraph, StoreId};
 
 use super::limits::STRETCHES_MAX;
-use super::model::{BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus, Descriptor};
+use super::model::{BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus};
 use super::reach::Reach;
+use crate::proto::Descriptor;
 
 /// Set in a status that carries an address; the other bits are the address.
 const LOCATED: u64 = 1 << 63;
@@ -230,16 +231,16 @@ impl Column {
             // A status with an address is that of the descriptor's first byte, so the next one continues it only at
             // the address behind its last byte.
             let continued = if self.address && last.status & LOCATED != 0 {
-                last.status.checked_add(last.len)
+                last.status.checked_add(last.length)
             } else {
                 Some(last.status)
             };
             if continued == Some(status) {
-                last.len += len;
+                last.length += len;
                 return;
             }
         }
-        self.descriptors.push(Descriptor { len, status });
+        self.descriptors.push(Descriptor { length: len, status });
     }
 }
 
@@ -259,7 +260,7 @@ fn finish(selected: &[ContextIndex], columns: Vec<Column>, limit: usize) -> Bloc
         .collect();
     let covered = answer
         .iter()
-        .map(|c| c.descriptors.iter().map(|d| d.len).sum::<u64>())
+        .map(|c| c.descriptors.iter().map(|d| d.length).sum::<u64>())
         .min()
         .unwrap_or(0);
     if limit > 1 {
@@ -274,9 +275,9 @@ fn finish(selected: &[ContextIndex], columns: Vec<Column>, limit: usize) -> Bloc
 fn cut(descriptors: &mut Vec<Descriptor>, covered: u64) {
     let mut rest = covered;
     descriptors.retain_mut(|descriptor| {
-        descriptor.len = descriptor.len.min(rest);
-        rest -= descriptor.len;
-        descriptor.len > 0
+        descriptor.length = descriptor.length.min(rest);
+        rest -= descriptor.length;
+        descriptor.length > 0
     });
 }
 
@@ -383,7 +384,11 @@ mod tests {
         name: &str,
     ) -> Vec<(u64, u64)> {
         let answer = table.answer(graph, extents, &[index(table, name)], 100);
-        answer[0].descriptors.iter().map(|d| (d.len, d.status)).collect()
+        answer[0]
+            .descriptors
+            .iter()
+            .map(|d| (d.length, d.status))
+            .collect()
     }
 
     #[test]
@@ -499,12 +504,13 @@ mod tests {
         for (limit, count) in [(2, 2), (4, 4), (5, 5), (6, 5)] {
             let answer = table.answer(&graph, &extents, &both, limit);
             assert_eq!(answer[1].descriptors.len(), count);
-            let covered = [&answer[0], &answer[1]].map(|c| c.descriptors.iter().map(|d| d.len).sum::<u64>());
+            let covered =
+                [&answer[0], &answer[1]].map(|c| c.descriptors.iter().map(|d| d.length).sum::<u64>());
             assert_eq!(covered, [count as u64 * 4096; 2]);
         }
         let one = table.answer(&graph, &extents, &both, 1);
         assert!(one.iter().all(|c| c.descriptors.len() == 1));
-        assert_eq!(one[1].descriptors[0].len, 4096);
+        assert_eq!(one[1].descriptors[0].length, 4096);
     }
 
     proptest! {
@@ -528,7 +534,7 @@ mod tests {
             let all: Vec<ContextIndex> = (0..table.contexts().len()).map(ContextIndex).collect();
             let answer = table.answer(&graph, &extents, &all, limit);
             let covered: Vec<u64> =
-                answer.iter().map(|c| c.descriptors.iter().map(|d| d.len).sum()).collect();
+                answer.iter().map(|c| c.descriptors.iter().map(|d| d.length).sum()).collect();
             prop_assert!(covered.iter().all(|c| *c == covered[0] && *c > 0 && *c <= start));
             for (context, index) in answer.iter().zip(&all) {
                 prop_assert!(context.descriptors.len() <= limit);
@@ -541,8 +547,8 @@ mod tests {
             let at = |context: &ContextStatus, byte: u64| {
                 let mut from = 0;
                 context.descriptors.iter().find_map(|d| {
-                    let here = (from..from + d.len).contains(&byte).then_some(d.status);
-                    from += d.len;
+                    let here = (from..from + d.length).contains(&byte).then_some(d.status);
+                    from += d.length;
                     here
                 })
             };

@@ -12,9 +12,9 @@
 //!
 //! The order of locks is gate, claims, state; `preserve` says what each of them keeps.
 
-mod copy_area;
+mod aligned;
+mod backing;
 mod error;
-mod file_ground;
 mod frozen;
 mod ground;
 mod image;
@@ -25,8 +25,7 @@ mod preserve;
 #[cfg(test)]
 mod tests;
 
-pub use copy_area::CopyAreaSpec;
+pub use backing::Backing;
 pub use error::CowError;
-pub use file_ground::Storage;
-pub use ground::{Ground, Survey, Witness};
+pub use ground::{Ground, Standing, Survey, Witness};
 pub use origin::{CopyAreaUse, Origin, OutOfBounds};

@@ -1,0 +1,178 @@
+//! The command line: definitions only. [`crate::config`] makes sense of what was written.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Publishes frozen images of volumes, with the map of where their bytes lie on the shared disk, over NBD.
+#[derive(Debug, Parser)]
+#[command(name = "nbd-export", version, max_term_width = 100)]
+pub struct Cli {
+    /// How errors are written to standard error.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub error_format: ErrorFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// How errors are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum ErrorFormat {
+    /// A sentence.
+    Text,
+    /// One JSON object with kind, message and exit_code.
+    Json,
+}
+
+/// The verbs; each has a file of its own in `command`.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Serve volumes as frozen images, and origins read-write under copy-before-write.
+    Serve(ServeArgs),
+    /// Freeze a volume or origin that a running agent serves; prints the NBD URI of the frozen image.
+    Freeze(FreezeArgs),
+    /// End a frozen image and remove its export.
+    Thaw(ThawArgs),
+    /// List volumes, origins, tags and frozen images of a running agent.
+    List(ListArgs),
+    /// Show where every extent of a volume lies, down to the disk.
+    Map(MapArgs),
+    /// Show which ways to freeze fit a volume, how strong they are, and why the others do not.
+    Probe(ProbeArgs),
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// A volume: an image file or block device. NAME is taken from the file name if it is not given.
+    #[arg(value_name = "[NAME=]VOLUME")]
+    pub volumes: Vec<String>,
+    /// Serve a volume read-write under NAME, with copy-before-write; needs a --copy-area each.
+    #[arg(long, value_name = "NAME=VOLUME")]
+    pub origin: Vec<String>,
+    /// Where old data is kept for the origin at the same position on the command line. SIZE takes K, M, G, T.
+    #[arg(long, value_name = "PATH[,size=SIZE]")]
+    pub copy_area: Vec<String>,
+    /// Listen on a Unix socket (all exports).
+    #[arg(long, value_name = "PATH")]
+    pub socket: Vec<PathBuf>,
+    /// Listen on TCP (read-only exports).
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Vec<String>,
+    /// Allow listening beyond this machine without encryption.
+    #[arg(long)]
+    pub insecure_plaintext: bool,
+    /// Listen on TCP (all exports, writable ones too).
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub origin_listen: Vec<String>,
+    /// How volumes are frozen.
+    #[arg(long, value_enum, value_name = "METHOD", default_value = "auto")]
+    pub freeze: FreezeMethod,
+    /// Do not freeze volumes at start, only on request.
+    #[arg(long)]
+    pub no_freeze: bool,
+    /// Where reflink clones are kept; the volume's own directory if not given.
+    #[arg(long, value_name = "DIR")]
+    pub clone_dir: Option<PathBuf>,
+    /// Serve a small file on the same disk as export NAME.tag, by which a proxy proves that it has the right disk.
+    #[arg(long, value_name = "NAME=PATH")]
+    pub tag: Vec<String>,
+    /// Declare that a file or block device is the disk with this identity (TYPE:VALUE, or a plain name).
+    #[arg(long, value_name = "PATH=ID")]
+    pub identity: Vec<String>,
+    /// Trust that nobody changes a volume that nothing can watch (the frozen image is then marked unattested).
+    #[arg(long)]
+    pub assume_exclusive: bool,
+    /// The control socket.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+/// How volumes are frozen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum FreezeMethod {
+    /// The strongest that fits.
+    Auto,
+    /// A reflink clone (XFS).
+    Reflink,
+    /// Writers are kept out for as long as the frozen image lives.
+    Quiesce,
+    /// The volume does not change: a snapshot, or a detached or read-only device.
+    Static,
+}
+
+/// Arguments of `freeze`.
+#[derive(Debug, Args)]
+pub struct FreezeArgs {
+    /// The volume or origin, by the name that it is served under.
+    pub name: String,
+    /// The frozen image is exported as NAME@ID; drawn if not given.
+    #[arg(long = "as", value_name = "ID")]
+    pub id: Option<String>,
+    /// How to reach the agent, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Arguments of `thaw`.
+#[derive(Debug, Args)]
+pub struct ThawArgs {
+    /// The frozen image, by the name of its export: NAME@ID, or NAME for the one made at start.
+    #[arg(value_name = "NAME@ID")]
+    pub export: String,
+    /// How to reach the agent, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// How to reach the agent, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// What the verbs that talk to a running agent share.
+#[derive(Debug, Args)]
+pub struct ClientArgs {
+    /// The control socket of the agent.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `map`.
+#[derive(Debug, Args)]
+pub struct MapArgs {
+    /// The volume: an image file or block device.
+    pub volume: PathBuf,
+    /// Declare that a file or block device is the disk with this identity (TYPE:VALUE, or a plain name).
+    #[arg(long, value_name = "PATH=ID")]
+    pub identity: Vec<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `probe`.
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// The volume: an image file or block device.
+    pub volume: PathBuf,
+    /// Declare that a file or block device is the disk with this identity (TYPE:VALUE, or a plain name).
+    #[arg(long, value_name = "PATH=ID")]
+    pub identity: Vec<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}

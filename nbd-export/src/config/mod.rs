@@ -1,0 +1,12 @@
+//! From what was written on the command line to what is meant: everything that can be wrong with it is a usage error
+//! here, and nothing later looks at raw arguments.
+
+mod arguments;
+mod endpoint;
+mod serve;
+mod size;
+
+pub use arguments::{NameError, VolumeName, identities, split_name};
+pub use endpoint::{control_path, runtime_path};
+pub use serve::{ControlPath, Listener, OriginConfig, ServeConfig, TagConfig, VolumeConfig};
+pub use size::{SizeError, parse_size};

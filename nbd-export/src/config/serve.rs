@@ -1,0 +1,324 @@
+//! What `serve` is to do, validated.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use volmap::identity::Identity;
+
+use super::arguments::{VolumeName, copy_area, identities, named, volume};
+use super::endpoint::{control_path, runtime_path, tcp};
+use crate::cli::{FreezeMethod, ServeArgs};
+use crate::error::{Error, ErrorKind};
+
+/// Name of the NBD socket in the runtime directory when no listener is given.
+const SOCKET_NAME: &str = "nbd-export.sock";
+
+/// A volume that is frozen and served read-only.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeConfig {
+    /// What it is called.
+    pub name: VolumeName,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// A volume that is served read-write under copy-before-write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OriginConfig {
+    /// What it is called.
+    pub name: VolumeName,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Where its old data is kept.
+    pub copy_area: PathBuf,
+    /// Size of the copy area in bytes, where it is to be made or limited.
+    pub copy_area_size: Option<u64>,
+}
+
+/// A tag file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TagConfig {
+    /// The volume or origin whose disk it proves.
+    pub name: VolumeName,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// Where to listen, and for whom.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Listener {
+    /// A Unix socket; offers everything.
+    Unix {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A TCP address.
+    Tcp {
+        /// The address; port 0 draws one.
+        address: SocketAddr,
+        /// Whether writable exports are offered there.
+        writable: bool,
+    },
+}
+
+impl Listener {
+    /// Whether it offers exports that can be written.
+    pub fn offers_writable(&self) -> bool {
+        match self {
+            Self::Unix { .. } => true,
+            Self::Tcp { writable, .. } => *writable,
+        }
+    }
+}
+
+/// The control socket.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ControlPath {
+    /// Its path.
+    pub path: PathBuf,
+    /// Whether the operator asked for this very path, so that going on without it would be wrong.
+    pub given: bool,
+}
+
+/// What `serve` is to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServeConfig {
+    /// Volumes to freeze.
+    pub volumes: Vec<VolumeConfig>,
+    /// Whether they are frozen at start.
+    pub freeze_at_start: bool,
+    /// How they are frozen.
+    pub method: FreezeMethod,
+    /// Where reflink clones are kept.
+    pub clone_dir: Option<PathBuf>,
+    /// Whether the operator vouches for volumes that nothing can watch.
+    pub assume_exclusive: bool,
+    /// Volumes to serve read-write.
+    pub origins: Vec<OriginConfig>,
+    /// Tag files.
+    pub tags: Vec<TagConfig>,
+    /// Files and devices that stand for disks.
+    pub identities: Vec<(PathBuf, Identity)>,
+    /// Where to listen, at least one.
+    pub listeners: Vec<Listener>,
+    /// The control socket.
+    pub control: ControlPath,
+}
+
+impl TryFrom<&ServeArgs> for ServeConfig {
+    type Error = Error;
+
+    fn try_from(args: &ServeArgs) -> Result<Self, Error> {
+        let volumes = args
+            .volumes
+            .iter()
+            .map(|argument| volume(argument).map(|(name, path)| VolumeConfig { name, path }))
+            .collect::<Result<Vec<_>, _>>()?;
+        let tags = args
+            .tag
+            .iter()
+            .map(|argument| named("--tag", argument).map(|(name, path)| TagConfig { name, path }))
+            .collect::<Result<Vec<_>, _>>()?;
+        let config = Self {
+            volumes,
+            freeze_at_start: !args.no_freeze,
+            method: args.freeze,
+            clone_dir: args.clone_dir.clone(),
+            assume_exclusive: args.assume_exclusive,
+            origins: origins(args)?,
+            tags,
+            identities: identities(&args.identity)?,
+            listeners: listeners(args)?,
+            control: ControlPath {
+                path: control_path(args.control.as_deref()),
+                given: args.control.is_some(),
+            },
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+impl ServeConfig {
+    /// What no argument shows alone.
+    fn check(&self) -> Result<(), Error> {
+        if self.volumes.is_empty() && self.origins.is_empty() {
+            return Err(usage("there is nothing to serve: give a VOLUME or an --origin"));
+        }
+        let names: Vec<&VolumeName> = self
+            .volumes
+            .iter()
+            .map(|v| &v.name)
+            .chain(self.origins.iter().map(|o| &o.name))
+            .collect();
+        let mut exports = BTreeSet::new();
+        let tag_exports = self.tags.iter().map(|t| format!("{}.tag", t.name));
+        for export in names.iter().map(ToString::to_string).chain(tag_exports) {
+            if exports.contains(&export) {
+                return Err(usage(format!(
+                    "two exports would be called {export}: give NAME=VOLUME to tell them apart"
+                )));
+            }
+            exports.insert(export);
+        }
+        if let Some(tag) = self.tags.iter().find(|t| !names.contains(&&t.name)) {
+            return Err(usage(format!(
+                "--tag {}={}: no volume or origin is called {}",
+                tag.name,
+                tag.path.display(),
+                tag.name
+            )));
+        }
+        let writable = self
+            .origins
+            .iter()
+            .map(|o| format!("--origin {}", o.name))
+            .chain(self.tags.iter().map(|t| format!("--tag {}", t.name)))
+            .next();
+        match writable {
+            Some(option) if !self.listeners.iter().any(Listener::offers_writable) => Err(usage(format!(
+                "{option}: writable exports are offered on Unix sockets and --origin-listen only: give one of them"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn usage(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Usage, message)
+}
+
+/// The n-th copy area belongs to the n-th origin.
+fn origins(args: &ServeArgs) -> Result<Vec<OriginConfig>, Error> {
+    if args.origin.len() != args.copy_area.len() {
+        return Err(usage(format!(
+            "there are {} --origin and {} --copy-area: each origin needs one of its own, in the same order",
+            args.origin.len(),
+            args.copy_area.len()
+        )));
+    }
+    args.origin
+        .iter()
+        .zip(&args.copy_area)
+        .map(|(origin, area)| {
+            let (name, path) = named("--origin", origin)?;
+            let (copy_area, copy_area_size) = copy_area(area)?;
+            Ok(OriginConfig {
+                name,
+                path,
+                copy_area,
+                copy_area_size,
+            })
+        })
+        .collect()
+}
+
+/// All listeners, Unix sockets first; one under the runtime directory if none is given.
+fn listeners(args: &ServeArgs) -> Result<Vec<Listener>, Error> {
+    let mut found: Vec<Listener> = args
+        .socket
+        .iter()
+        .map(|path| Listener::Unix { path: path.clone() })
+        .collect();
+    for (option, arguments, writable) in [
+        ("--listen", &args.listen, false),
+        ("--origin-listen", &args.origin_listen, true),
+    ] {
+        for argument in arguments {
+            let addresses = tcp(option, argument, args.insecure_plaintext)?;
+            found.extend(
+                addresses
+                    .into_iter()
+                    .map(|address| Listener::Tcp { address, writable }),
+            );
+        }
+    }
+    if found.is_empty() {
+        found.push(Listener::Unix {
+            path: runtime_path(SOCKET_NAME),
+        });
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Verb};
+
+    fn config(line: &[&str]) -> Result<ServeConfig, Error> {
+        let words = ["nbd-export", "serve"].iter().chain(line);
+        let Verb::Serve(args) = Cli::try_parse_from(words).unwrap().verb else {
+            panic!("serve");
+        };
+        ServeConfig::try_from(&args)
+    }
+
+    fn refused(line: &[&str]) {
+        assert_eq!(config(line).unwrap_err().kind(), ErrorKind::Usage, "{line:?}");
+    }
+
+    #[test]
+    fn copy_areas_belong_to_origins_by_position() {
+        let both = config(&[
+            "--origin",
+            "a=/a",
+            "--origin",
+            "b=/b",
+            "--copy-area",
+            "/ca,size=1M",
+            "--copy-area",
+            "/cb",
+        ])
+        .unwrap();
+        let areas: Vec<_> = both
+            .origins
+            .iter()
+            .map(|o| (o.name.as_str(), o.copy_area_size))
+            .collect();
+        assert_eq!(areas, [("a", Some(1 << 20)), ("b", None)]);
+        refused(&["--origin", "a=/a"]);
+        refused(&["/v", "--copy-area", "/ca"]);
+        refused(&["--origin", "/a", "--copy-area", "/ca"]);
+    }
+
+    #[test]
+    fn export_names_are_unique() {
+        refused(&["/x/vm.img", "/y/vm.img"]);
+        refused(&["a=/x", "--origin", "a=/a", "--copy-area", "/ca"]);
+        refused(&["a=/x", "a.tag=/y", "--tag", "a=/t"]);
+        refused(&["a=/x", "--tag", "a=/t", "--tag", "a=/u"]);
+        refused(&["a=/x", "--tag", "b=/t"]);
+        assert!(config(&["a=/x", "b=/y", "--tag", "a=/t"]).is_ok());
+        refused(&[]);
+    }
+
+    #[test]
+    fn writable_exports_need_a_listener_that_offers_them() {
+        let origin = ["--origin", "a=/a", "--copy-area", "/ca"];
+        let with = |more: &[&'static str]| config(&[&origin, more].concat());
+        assert!(with(&[]).is_ok());
+        assert_eq!(
+            with(&["--listen", "127.0.0.1:0"]).unwrap_err().kind(),
+            ErrorKind::Usage
+        );
+        assert!(with(&["--listen", "127.0.0.1:0", "--socket", "/s"]).is_ok());
+        assert!(with(&["--origin-listen", "127.0.0.1:0"]).is_ok());
+        assert_eq!(
+            with(&["--origin-listen", "0.0.0.0:0"]).unwrap_err().kind(),
+            ErrorKind::Usage
+        );
+        assert!(with(&["--origin-listen", "0.0.0.0:0", "--insecure-plaintext"]).is_ok());
+    }
+
+    #[test]
+    fn a_default_socket_stands_in_only_for_no_listener_at_all() {
+        let one = config(&["/v"]).unwrap().listeners;
+        assert!(matches!(&one[..], [Listener::Unix { path }] if path.ends_with(SOCKET_NAME)));
+        let tcp = config(&["/v", "--listen", "127.0.0.1:0"]).unwrap().listeners;
+        assert!(matches!(&tcp[..], [Listener::Tcp { writable: false, .. }]));
+    }
+}

@@ -1,0 +1,113 @@
+//! The one error of this crate that reaches an operator, and what its kinds mean to a calling program.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What went wrong, for programs: the name in `--error-format json` and on the control socket. Control flow matches on this
+/// and on nothing else.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// The command line asks for something that cannot be meant.
+    Usage,
+    /// A volume, origin, copy area or tag cannot be opened or used.
+    Volume,
+    /// A listener cannot be opened.
+    Listen,
+    /// The frozen image cannot be made.
+    Freeze,
+    /// The name of the frozen image is taken.
+    NameTaken,
+    /// There is no such volume or frozen image.
+    UnknownName,
+    /// The volume has as many frozen images as it can have.
+    Busy,
+    /// The frozen image is gone.
+    Gone,
+    /// No agent answers on the control socket, or it does not speak our language.
+    Control,
+    /// The system failed us.
+    System,
+}
+
+impl ErrorKind {
+    /// The exit code of a program that ends with this (docs/exit-codes.md).
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 2,
+            Self::Gone => 5,
+            Self::Volume
+            | Self::Listen
+            | Self::Freeze
+            | Self::NameTaken
+            | Self::UnknownName
+            | Self::Busy
+            | Self::Control
+            | Self::System => 1,
+        }
+    }
+}
+
+/// An error with a sentence for the operator, who can do something about it.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error that has no deeper cause.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    /// An error that `source` caused.
+    pub fn caused(
+        kind: ErrorKind,
+        message: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: Some(source.into()),
+        }
+    }
+
+    /// What it means to a program.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What `--error-format json` prints: kind, message and exit code in one object.
+    pub fn to_json(&self) -> String {
+        serde_json::json!({
+            "kind": self.kind,
+            "message": self.to_string(),
+            "exit_code": self.kind.exit_code(),
+        })
+        .to_string()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        // The causes belong to the sentence: an operator sees nothing else.
+        let mut cause = self.source.as_ref().map(|s| s.as_ref() as &dyn StdError);
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Error {}

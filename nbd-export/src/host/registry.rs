@@ -1,0 +1,340 @@
+//! Volumes, tags and frozen images by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
+
+use uuid::Uuid;
+use volmap::frozen::{FrozenError, FrozenImage};
+use volmap::range::ByteRange;
+
+use super::report::{ExportReport, FrozenReport, Listing, State, VolumeReport};
+use super::source::Source;
+use crate::config::VolumeName;
+use crate::error::{Error, ErrorKind};
+use crate::export::{Export, FrozenExport};
+use crate::server::{Addresses, Audience, Exports, Offer};
+
+/// What the name of a tag's export ends with.
+pub const TAG_SUFFIX: &str = ".tag";
+
+/// The registry of one agent.
+#[derive(Default)]
+pub struct Host {
+    state: RwLock<HostState>,
+    addresses: OnceLock<Addresses>,
+}
+
+#[derive(Default)]
+struct HostState {
+    sources: BTreeMap<String, Arc<dyn Source>>,
+    tags: BTreeMap<String, Arc<dyn Export>>,
+    frozen: BTreeMap<String, Frozen>,
+    /// Export names whose freeze is under way.
+    reserved: BTreeSet<String>,
+    /// Set at the end: nothing is frozen any more.
+    closed: bool,
+}
+
+struct Frozen {
+    volume: String,
+    image: Arc<dyn FrozenImage>,
+    export: Arc<FrozenExport>,
+    since: Instant,
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.read();
+        f.debug_struct("Host")
+            .field("sources", &state.sources.keys())
+            .field("tags", &state.tags.keys())
+            .field("frozen", &state.frozen.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// A host of nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HostState> {
+        self.state
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HostState> {
+        self.state
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Tells how exports are reached, once the listeners are open; the first call counts.
+    pub fn publish_at(&self, addresses: Addresses) {
+        // Listeners are opened once in the life of a host.
+        let _ = self.addresses.set(addresses);
+    }
+
+    /// Adds a volume or origin. A live one is exported under its name from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NameTaken`].
+    pub fn add(&self, name: &VolumeName, source: Arc<dyn Source>) -> Result<(), Error> {
+        let mut state = self.write();
+        if state.sources.contains_key(name.as_str()) || state.is_taken(name.as_str()) {
+            return Err(taken(name.as_str()));
+        }
+        state.sources.insert(name.to_string(), source);
+        Ok(())
+    }
+
+    /// Adds the tag of a volume, as export `NAME.tag`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NameTaken`].
+    pub fn add_tag(&self, name: &VolumeName, tag: Arc<dyn Export>) -> Result<(), Error> {
+        let export = format!("{name}{TAG_SUFFIX}");
+        let mut state = self.write();
+        if state.is_taken(&export) {
+            return Err(taken(&export));
+        }
+        state.tags.insert(export, tag);
+        Ok(())
+    }
+
+    /// Freezes a volume and exports the frozen image under the volume's own name.
+    ///
+    /// # Errors
+    /// As [`Host::freeze`].
+    pub fn freeze_at_start(&self, name: &VolumeName) -> Result<FrozenReport, Error> {
+        self.freeze_as(name.as_str(), name.to_string())
+    }
+
+    /// Freezes a volume or origin and exports the frozen image as `NAME@ID`; an ID is drawn if none is given. Blocks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::UnknownName`], [`ErrorKind::NameTaken`], [`ErrorKind::Usage`] for a malformed ID, and what the
+    /// freeze says.
+    pub fn freeze(&self, name: &str, id: Option<&str>) -> Result<FrozenReport, Error> {
+        let id: VolumeName = match id {
+            Some(id) => id.parse(),
+            None => Uuid::new_v4().simple().to_string()[..DRAWN_ID_LEN].parse(),
+        }
+        .map_err(|why| Error::caused(ErrorKind::Usage, "the ID of a frozen image", why))?;
+        self.freeze_as(name, format!("{name}@{id}"))
+    }
+
+    fn freeze_as(&self, name: &str, export: String) -> Result<FrozenReport, Error> {
+        let source = self.reserve(name, &export)?;
+        // The freeze may take long, and others are served meanwhile: only the name is held.
+        let made = source.freeze();
+        let mut state = self.write();
+        state.reserved.remove(&export);
+        let image = made?;
+        if state.closed {
+            image.thaw();
+            return Err(closing());
+        }
+        let frozen = Frozen {
+            volume: name.to_owned(),
+            export: Arc::new(FrozenExport::new(Arc::clone(&image))),
+            image,
+            since: Instant::now(),
+        };
+        let report = self.report(&export, &frozen);
+        tracing::info!(export, uuid = %report.uuid, method = report.method, "frozen");
+        state.frozen.insert(export, frozen);
+        Ok(report)
+    }
+
+    fn reserve(&self, name: &str, export: &str) -> Result<Arc<dyn Source>, Error> {
+        let mut state = self.write();
+        if state.closed {
+            return Err(closing());
+        }
+        let source = state.sources.get(name).cloned().ok_or_else(|| {
+            let known: Vec<&str> = state.sources.keys().map(String::as_str).collect();
+            Error::new(
+                ErrorKind::UnknownName,
+                format!(
+                    "no volume or origin is called {name}; there are: {}",
+                    known.join(", ")
+                ),
+            )
+        })?;
+        if state.is_taken(export) {
+            return Err(taken(export));
+        }
+        state.reserved.insert(export.to_owned());
+        Ok(source)
+    }
+
+    /// Ends a frozen image and removes its export. Connections that have it open get ESHUTDOWN from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::UnknownName`].
+    pub fn thaw(&self, export: &str) -> Result<(), Error> {
+        let image = {
+            let mut state = self.write();
+            let frozen = state.frozen.remove(export).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::UnknownName,
+                    format!("there is no frozen image {export}; `nbd-export list` shows those that are"),
+                )
+            })?;
+            state.reserved.insert(export.to_owned());
+            frozen.image
+        };
+        image.thaw();
+        self.write().reserved.remove(export);
+        tracing::info!(export, "thawed");
+        Ok(())
+    }
+
+    /// Ends all frozen images; none can be made afterwards.
+    pub fn close(&self) {
+        let frozen = {
+            let mut state = self.write();
+            state.closed = true;
+            std::mem::take(&mut state.frozen)
+        };
+        for image in frozen.values() {
+            image.image.thaw();
+        }
+    }
+
+    /// All that is served.
+    pub fn list(&self) -> Listing {
+        let state = self.read();
+        let volumes = state.sources.iter().map(|(name, source)| VolumeReport {
+            name: name.clone(),
+            kind: source.kind(),
+            path: source.path(),
+            size: source.size().ok(),
+            copy_area: source.copy_area(),
+            uri: source.live().and_then(|_| self.uri(name, true)),
+            frozen: state
+                .frozen
+                .iter()
+                .filter(|(_, frozen)| frozen.volume == *name)
+                .map(|(export, frozen)| self.report(export, frozen))
+                .collect(),
+        });
+        let tags = state.tags.iter().map(|(export, tag)| ExportReport {
+            export: export.clone(),
+            uri: self.uri(export, true),
+            size: tag.info().size,
+        });
+        Listing {
+            volumes: volumes.collect(),
+            tags: tags.collect(),
+        }
+    }
+
+    /// The NBD URIs of all exports there are, by name.
+    pub fn uris(&self) -> Vec<String> {
+        let offers = self.offers(Audience { writable: true });
+        offers
+            .iter()
+            .filter_map(|offer| self.uri(&offer.name, offer.writable))
+            .collect()
+    }
+
+    fn uri(&self, export: &str, writable: bool) -> Option<String> {
+        self.addresses.get()?.uri(export, writable)
+    }
+
+    fn report(&self, export: &str, frozen: &Frozen) -> FrozenReport {
+        FrozenReport {
+            export: export.to_owned(),
+            uri: self.uri(export, false),
+            uuid: frozen.image.description().uuid,
+            method: frozen.image.description().method.to_owned(),
+            size: frozen.image.size(),
+            age_seconds: frozen.since.elapsed().as_secs(),
+            state: state_of(frozen.image.as_ref()),
+        }
+    }
+}
+
+/// Characters of a drawn ID: few enough to type, and a clash among a host's frozen images is not to be met.
+const DRAWN_ID_LEN: usize = 8;
+
+fn state_of(image: &dyn FrozenImage) -> State {
+    // One extent is the cheapest question that samples the witnesses.
+    match ByteRange::new(0, image.size()).map(|all| image.status(all, 1)) {
+        Some(Err(FrozenError::Gone(_))) => State::Gone,
+        _ => State::Good,
+    }
+}
+
+fn taken(export: &str) -> Error {
+    Error::new(
+        ErrorKind::NameTaken,
+        format!("there already is an export called {export}: choose another name, or thaw that one first"),
+    )
+}
+
+fn closing() -> Error {
+    Error::new(ErrorKind::System, "the agent is shutting down")
+}
+
+impl HostState {
+    fn is_taken(&self, export: &str) -> bool {
+        let live = self
+            .sources
+            .get(export)
+            .is_some_and(|source| source.live().is_some());
+        live || self.tags.contains_key(export)
+            || self.frozen.contains_key(export)
+            || self.reserved.contains(export)
+    }
+
+    /// Every export: name, export, whether it can be written.
+    fn exports(&self) -> impl Iterator<Item = (&String, Arc<dyn Export>)> {
+        let live = self
+            .sources
+            .iter()
+            .filter_map(|(name, s)| Some((name, s.live()?)));
+        let tags = self.tags.iter().map(|(name, tag)| (name, Arc::clone(tag)));
+        let frozen = self.frozen.iter().map(|(name, frozen)| {
+            let export: Arc<dyn Export> = frozen.export.clone();
+            (name, export)
+        });
+        frozen.chain(live).chain(tags)
+    }
+}
+
+impl Exports for Host {
+    fn offers(&self, audience: Audience) -> Vec<Offer> {
+        let state = self.read();
+        let offers = state.exports().map(|(name, export)| {
+            let info = export.info();
+            Offer {
+                name: name.clone(),
+                description: info.description,
+                writable: info.writable,
+            }
+        });
+        offers.filter(|offer| audience.may_have(offer.writable)).collect()
+    }
+
+    fn open(&self, name: &str, audience: Audience) -> Option<Arc<dyn Export>> {
+        let state = self.read();
+        let mut offered = state
+            .exports()
+            .filter(|(_, export)| audience.may_have(export.info().writable));
+        if name.is_empty() {
+            // The empty name is the sole export, if there is exactly one.
+            let (_, only) = offered.next()?;
+            return offered.next().is_none().then_some(only);
+        }
+        offered
+            .find(|(known, _)| *known == name)
+            .map(|(_, export)| export)
+    }
+}

@@ -1,0 +1,74 @@
+//! What the control socket tells, and `--json` prints.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::source::{CopyAreaFill, VolumeKind};
+
+/// Whether a frozen image still stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It answers.
+    Good,
+    /// Its content is lost (law H6).
+    Gone,
+}
+
+/// A frozen image.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FrozenReport {
+    /// Name of its export.
+    pub export: String,
+    /// NBD URI at the first listener that offers it.
+    pub uri: Option<String>,
+    /// Its name for good.
+    pub uuid: Uuid,
+    /// The provider.
+    pub method: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Seconds since the freeze.
+    pub age_seconds: u64,
+    /// Whether it still stands.
+    pub state: State,
+}
+
+/// A volume or origin, with its frozen images.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeReport {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: VolumeKind,
+    /// Where it is.
+    pub path: String,
+    /// Size in bytes, if it is still there.
+    pub size: Option<u64>,
+    /// How full its copy area is.
+    pub copy_area: Option<CopyAreaFill>,
+    /// NBD URI of the live volume, where it is served.
+    pub uri: Option<String>,
+    /// Its frozen images.
+    pub frozen: Vec<FrozenReport>,
+}
+
+/// A tag or other export beside the volumes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExportReport {
+    /// Name of the export.
+    pub export: String,
+    /// NBD URI at the first listener that offers it.
+    pub uri: Option<String>,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// All that an agent serves.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Listing {
+    /// Volumes and origins, by name.
+    pub volumes: Vec<VolumeReport>,
+    /// Tags, by name.
+    pub tags: Vec<ExportReport>,
+}

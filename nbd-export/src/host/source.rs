@@ -1,0 +1,59 @@
+//! What frozen images are made of.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use volmap::frozen::FrozenImage;
+
+use crate::error::Error;
+use crate::export::Export;
+
+/// What a named thing of a host is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeKind {
+    /// A volume that is only frozen.
+    Volume,
+    /// A volume that is served read-write under copy-before-write.
+    Origin,
+}
+
+/// How full a copy area is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CopyAreaFill {
+    /// Bytes that hold old data.
+    pub used: u64,
+    /// Bytes in all.
+    pub size: u64,
+}
+
+/// A volume that can be frozen, again and again.
+pub trait Source: Send + Sync {
+    /// What it is.
+    fn kind(&self) -> VolumeKind;
+
+    /// Where it is, for people.
+    fn path(&self) -> String;
+
+    /// Size in bytes.
+    ///
+    /// # Errors
+    /// It is not there any more.
+    fn size(&self) -> Result<u64, Error>;
+
+    /// Makes a frozen image of it as it is now. Blocks.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Freeze`] or [`crate::error::ErrorKind::Busy`].
+    fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error>;
+
+    /// How full its copy area is, if it has one.
+    fn copy_area(&self) -> Option<CopyAreaFill> {
+        None
+    }
+
+    /// The live volume as an export, if it is served.
+    fn live(&self) -> Option<Arc<dyn Export>> {
+        None
+    }
+}

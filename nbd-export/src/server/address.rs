@@ -1,0 +1,82 @@
+//! Where a server is reached, as NBD URIs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
+
+use super::exports::Audience;
+
+/// Everything but the unreserved characters of RFC 3986 and the slash.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/');
+/// Export names, where an `@` tells the parts of a name apart and stands for itself.
+const EXPORT: &AsciiSet = &PATH.remove(b'@').add(b'/');
+
+/// One open listener.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Address {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+/// The open listeners of a server, in the order of the command line.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Addresses {
+    listeners: Vec<(Address, Audience)>,
+}
+
+impl Addresses {
+    pub(super) fn push(&mut self, address: Address, audience: Audience) {
+        self.listeners.push((address, audience));
+    }
+
+    /// The NBD URI of an export at the first listener that offers it.
+    pub fn uri(&self, export: &str, writable: bool) -> Option<String> {
+        let (address, _) = self
+            .listeners
+            .iter()
+            .find(|(_, audience)| audience.may_have(writable))?;
+        let export = utf8_percent_encode(export, EXPORT);
+        Some(match address {
+            Address::Unix(path) => {
+                let path = percent_encode(path.as_os_str().as_encoded_bytes(), PATH);
+                format!("nbd+unix:///{export}?socket={path}")
+            }
+            Address::Tcp(address) => format!("nbd://{address}/{export}"),
+        })
+    }
+
+    /// The bound TCP addresses, for a caller that let the system draw a port.
+    pub fn tcp(&self) -> impl Iterator<Item = SocketAddr> {
+        self.listeners.iter().filter_map(|(address, _)| match address {
+            Address::Tcp(address) => Some(*address),
+            Address::Unix(_) => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_name_the_first_listener_that_offers_an_export() {
+        let mut addresses = Addresses::default();
+        addresses.push(
+            Address::Tcp("[::1]:10809".parse().unwrap()),
+            Audience { writable: false },
+        );
+        addresses.push(Address::Unix("/run/a b&c".into()), Audience { writable: true });
+        assert_eq!(addresses.uri("vm@1", false).unwrap(), "nbd://[::1]:10809/vm@1");
+        assert_eq!(
+            addresses.uri("vm", true).unwrap(),
+            "nbd+unix:///vm?socket=/run/a%20b%26c"
+        );
+        assert_eq!(Addresses::default().uri("vm", false), None);
+    }
+}

@@ -1,0 +1,89 @@
+//! Open listeners, Unix and TCP alike.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+
+use super::address::Address;
+use super::exports::Audience;
+use super::unix_socket::UnixSocket;
+use crate::config::Listener;
+use crate::error::{Error, ErrorKind};
+
+/// A listener and whom it serves.
+pub(super) struct OpenListener {
+    socket: Socket,
+    pub(super) audience: Audience,
+    pub(super) address: Address,
+}
+
+enum Socket {
+    Unix(UnixSocket),
+    Tcp(TcpListener),
+}
+
+/// A connection's stream.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+impl OpenListener {
+    pub(super) async fn open(listener: &Listener) -> Result<Self, Error> {
+        let audience = Audience {
+            writable: listener.offers_writable(),
+        };
+        match listener {
+            Listener::Unix { path } => {
+                let socket = UnixSocket::bind(path).map_err(|why| {
+                    Error::caused(ErrorKind::Listen, "cannot listen: give another --socket", why)
+                })?;
+                Ok(Self {
+                    socket: Socket::Unix(socket),
+                    audience,
+                    address: Address::Unix(absolute(path)),
+                })
+            }
+            Listener::Tcp { address, .. } => {
+                let (listener, bound) = bind(*address).await.map_err(|why| {
+                    Error::caused(ErrorKind::Listen, format!("cannot listen on {address}"), why)
+                })?;
+                Ok(Self {
+                    socket: Socket::Tcp(listener),
+                    audience,
+                    address: Address::Tcp(bound),
+                })
+            }
+        }
+    }
+
+    /// The next connection, and what to call it in the log.
+    pub(super) async fn accept(&self) -> io::Result<(Box<dyn Stream>, String)> {
+        match &self.socket {
+            Socket::Unix(socket) => {
+                let stream = socket.accept().await?;
+                let peer = stream.peer_cred().ok().and_then(|cred| cred.pid());
+                let name = peer.map_or_else(|| "unix".to_owned(), |pid| format!("unix, pid {pid}"));
+                Ok((Box::new(stream), name))
+            }
+            Socket::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                // Replies are written whole; waiting to join them with later ones only adds latency.
+                stream.set_nodelay(true)?;
+                Ok((Box::new(stream), peer.to_string()))
+            }
+        }
+    }
+}
+
+async fn bind(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
+
+/// Clients may run in another directory.
+fn absolute(path: &std::path::Path) -> std::path::PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
