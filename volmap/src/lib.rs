@@ -13,5 +13,7 @@ pub mod layers;
 pub mod limits;
 pub mod map;
 pub mod range;
+pub mod storage;
 pub mod store;
 pub mod sys;
+pub mod tag;

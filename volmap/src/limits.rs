@@ -20,3 +20,17 @@ pub const COPY_AREA_MIN: u64 = 2 * COPY_UNIT;
 /// The size of a copy area for which none was asked is a tenth of the origin (a long backup of a busy volume rewrites
 /// less than that in most shops), but never less than this: small volumes are rewritten whole in no time.
 pub const COPY_AREA_DEFAULT_MIN: u64 = 64 * 1024 * 1024;
+
+/// Bytes at either end of a file or device that are looked at before it becomes a copy area or a tag: what is not zero there
+/// belongs to somebody. A MiB holds the marks of file systems (btrfs: at 64 KiB), volume managers and partition tables.
+pub const FOREIGN_DATA_PROBE: u64 = 1024 * 1024;
+
+/// Largest tag in bytes. A tag needs a block or two; whatever is larger is somebody's volume, given by mistake.
+pub const TAG_MAX: u64 = 16 * 1024 * 1024;
+
+/// Bytes of the block that makes a tag recognisable; also the largest logical block size of disks, so that the bytes behind it
+/// lie in blocks of their own.
+pub const TAG_BLOCK: u64 = 4096;
+
+/// The size of a tag that is made: the recognisable block and 15 for nonces, so that several proxies can each have one.
+pub const TAG_DEFAULT: u64 = 16 * TAG_BLOCK;

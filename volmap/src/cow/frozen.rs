@@ -7,12 +7,13 @@ use std::{collections::HashSet, time::SystemTime};
 
 use uuid::Uuid;
 
-use crate::cow::ground::{Standing, Survey, Witness};
+use crate::cow::ground::{Survey, Witness};
 use crate::cow::moves::{Moves, Slot, Source, Unit};
 use crate::frozen::{Description, FrozenError, Stability, StatusExtent, Strength};
 use crate::generation::Generation;
 use crate::map::{Content, ContentMap};
 use crate::range::ByteRange;
+use crate::storage::Standing;
 use crate::store::{Place, StoreGraph, StoreId};
 
 /// What readers and writers agree on, under one lock.

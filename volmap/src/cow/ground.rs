@@ -3,18 +3,8 @@
 use crate::cow::CowError;
 use crate::frozen::Attestation;
 use crate::map::ContentMap;
+use crate::storage::Standing;
 use crate::store::{StoreGraph, StoreId};
-
-/// What a witness says when it is asked.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Standing {
-    /// Nobody else can have changed bytes or places since the survey.
-    Good,
-    /// Bytes may have moved since; nobody else can have changed them. The reason is for the operator.
-    MappingLost(String),
-    /// Bytes may have been changed by somebody else. The reason is for the operator.
-    ContentLost(String),
-}
 
 /// Vouches for origin and copy area of one frozen image.
 pub trait Witness: Send + Sync {

@@ -12,9 +12,9 @@
 //!
 //! The order of locks is gate, claims, state; `preserve` says what each of them keeps.
 
-mod aligned;
-mod backing;
+mod copy_area;
 mod error;
+mod file_ground;
 mod frozen;
 mod ground;
 mod image;
@@ -25,7 +25,8 @@ mod preserve;
 #[cfg(test)]
 mod tests;
 
-pub use backing::Backing;
+pub use copy_area::CopyAreaSpec;
 pub use error::CowError;
-pub use ground::{Ground, Standing, Survey, Witness};
+pub use file_ground::Storage;
+pub use ground::{Ground, Survey, Witness};
 pub use origin::{CopyAreaUse, Origin, OutOfBounds};

@@ -4,10 +4,9 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use crate::cow::backing::Backing;
 use crate::cow::error::CowError;
 use crate::cow::frozen::Frozen;
-use crate::cow::ground::{Ground, Standing};
+use crate::cow::ground::Ground;
 use crate::cow::image::CowImage;
 use crate::cow::moves::Slot;
 use crate::cow::preserve::Keeper;
@@ -15,6 +14,8 @@ use crate::frozen::FrozenImage;
 use crate::generation::GenerationClock;
 use crate::limits::{COPY_AREA_MIN, COPY_UNIT};
 use crate::range::ByteRange;
+use crate::storage::Backing;
+use crate::storage::Standing;
 
 /// How full a copy area is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,14 +9,14 @@ use std::io;
 use std::ops::Range;
 use std::sync::PoisonError;
 
-use crate::cow::aligned::AlignedBuffer;
-use crate::cow::backing::Backing;
 use crate::cow::frozen::Frozen;
 use crate::cow::moves::{Unit, units_touching};
 use crate::generation::GenerationClock;
 use crate::limits::{COPY_RUN_UNITS, COPY_UNIT};
 use crate::map::Content;
 use crate::range::ByteRange;
+use crate::storage::AlignedBuffer;
+use crate::storage::Backing;
 
 /// What copying needs.
 pub(super) struct Keeper<'a> {

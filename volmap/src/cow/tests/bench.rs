@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use crate::cow::tests::memory::{Hooks, Memory, Moment, Side};
-use crate::cow::{CowError, Ground, Origin, Standing, Survey, Witness};
+use crate::cow::{CowError, Ground, Origin, Survey, Witness};
 use crate::frozen::{Attestation, FrozenError, FrozenImage, StatusExtent};
 use crate::generation::GenerationClock;
 use crate::identity::Identity;
 use crate::limits::COPY_UNIT;
 use crate::map::Content;
 use crate::range::ByteRange;
+use crate::storage::Standing;
 use crate::store::{Below, Store, StoreGraph, StoreId, StoreKind};
 
 pub(super) struct Bench {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, RwLock};
 
-use crate::cow::Backing;
 use crate::map::{Content, ContentMap, Extent};
 use crate::range::ByteRange;
+use crate::storage::Backing;
 
 const PAGE: u64 = 4096;
 

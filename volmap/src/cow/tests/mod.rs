@@ -1,6 +1,11 @@
 //! Copy-before-write against storage in memory, with writers let in at named points, and against real files.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "sizes of tests fit everywhere; a truncated random number is as random"
+)]
 
 mod bench;
+mod files;
 mod memory;
 mod model;
 mod races;

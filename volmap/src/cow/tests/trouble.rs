@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cow::tests::bench::{Bench, read_all};
 use crate::cow::tests::memory::{Operation, Side};
-use crate::cow::{CowError, Origin, OutOfBounds, Standing};
+use crate::cow::{CowError, Origin, OutOfBounds};
 use crate::frozen::{FrozenError, FrozenImage, Stability};
 use crate::limits::COPY_UNIT;
 use crate::map::Content;
 use crate::range::ByteRange;
+use crate::storage::Standing;
 
 fn is_gone(image: &dyn FrozenImage) -> bool {
     let status = image.status(ByteRange::new(0, 1).unwrap(), 1);

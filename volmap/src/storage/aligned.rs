@@ -35,3 +35,9 @@ impl DerefMut for AlignedBuffer {
         &mut self.storage[self.start..self.start + self.len]
     }
 }
+/// Whether `data` may go to an `O_DIRECT` file at `offset` as it is.
+pub(crate) fn is_aligned(offset: u64, data: &[u8]) -> bool {
+    offset.is_multiple_of(ALIGNMENT as u64)
+        && data.len().is_multiple_of(ALIGNMENT)
+        && data.as_ptr().addr().is_multiple_of(ALIGNMENT)
+}

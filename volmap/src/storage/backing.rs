@@ -1,6 +1,7 @@
-//! The storage below copy-before-write, as narrow as it can be: the place where tests let writers in.
+//! Storage, as narrow as it can be: the place where tests let writers in.
 
 use std::io;
+use std::sync::Arc;
 
 /// Zeroes that are written in one go.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -62,5 +63,35 @@ pub trait Backing: Send + Sync {
             written += piece as u64;
         }
         Ok(())
+    }
+}
+
+impl<T: Backing + ?Sized> Backing for Arc<T> {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        (**self).write_at(offset, data)
+    }
+
+    fn punch_at(&self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).punch_at(offset, len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        (**self).sync_data()
+    }
+
+    fn write_through_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        (**self).write_through_at(offset, data)
+    }
+
+    fn write_zeroes_at(&self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).write_zeroes_at(offset, len)
     }
 }

@@ -1,0 +1,21 @@
+//! Files and block devices that are ours alone to write: origins, copy areas, tags.
+//!
+//! Invariants:
+//!
+//! * each is opened once and guarded from then on: a write lease on a file, a claim on a block device;
+//! * the guard is asked anew each time ([`Standing`]), and never says "good" once somebody else may have changed something.
+
+mod aligned;
+mod backing;
+mod error;
+mod settle;
+mod standing;
+mod storage_file;
+
+pub(crate) use aligned::AlignedBuffer;
+pub use backing::Backing;
+pub use error::StorageError;
+pub(crate) use error::at;
+pub(crate) use settle::write_all_over;
+pub use standing::Standing;
+pub(crate) use storage_file::{Caching, Guard, StorageFile};
