@@ -6,6 +6,7 @@
 //! No async runtime here, and no network: the export and the proxy are built on top. `sys` holds the only unsafe code.
 
 pub mod cow;
+pub mod freeze;
 pub mod frozen;
 pub mod generation;
 pub mod identity;

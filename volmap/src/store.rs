@@ -168,6 +168,11 @@ impl StoreGraph {
         &self.stores[id.index()]
     }
 
+    /// Whether any chain ends on a disk.
+    pub fn reaches_disk(&self) -> bool {
+        self.stores.iter().any(|s| s.below == Below::Disk)
+    }
+
     /// The id of every store, lower ones first.
     pub fn ids(&self) -> impl Iterator<Item = StoreId> {
         (0..self.stores.len()).map(|index| StoreId(u16::try_from(index).expect("at most 65,535 stores")))

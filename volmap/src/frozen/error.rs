@@ -1,0 +1,99 @@
+//! Why a volume was not frozen.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::FrozenError;
+
+/// Why a volume was not frozen. Nothing is left behind then.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// It cannot be opened, or is neither file nor block device.
+    #[error("{path} cannot be opened as a volume: {source}")]
+    Open {
+        /// The volume.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A writer has the file open, so its bytes do not lie still.
+    #[error(
+        "{path} is open for writing elsewhere: end the writer (fuser -v {path} names it), or freeze by reflink on XFS, or serve it \
+         as an --origin"
+    )]
+    WriterPresent {
+        /// The volume.
+        path: PathBuf,
+    },
+    /// A lease on the file is not allowed.
+    #[error("{path} cannot be leased: run as its owner, or with CAP_LEASE")]
+    LeaseNotAllowed {
+        /// The volume.
+        path: PathBuf,
+    },
+    /// Nothing would notice a writer, and the operator did not vouch that there is none.
+    #[error(
+        "nothing would notice a write to {path} ({why}): if nobody writes to it while it is frozen, say so with --assume-exclusive"
+    )]
+    NotWitnessed {
+        /// The volume.
+        path: PathBuf,
+        /// Why it has no witness.
+        why: &'static str,
+    },
+    /// A block device that is mounted, in a volume group, or otherwise claimed.
+    #[error(
+        "{path} is in use (mounted, or part of a volume group or an array): freeze a snapshot of it, or take it out of use first"
+    )]
+    DeviceInUse {
+        /// The volume.
+        path: PathBuf,
+    },
+    /// The file system cannot clone files.
+    #[error(
+        "{path} cannot be cloned: its file system has no reflinks (XFS has them when made with mkfs.xfs -m reflink=1)"
+    )]
+    CloneUnsupported {
+        /// The volume.
+        path: PathBuf,
+    },
+    /// The directory for clones is on another file system.
+    #[error(
+        "{path} cannot be cloned into {clone_dir}: a clone has to be on the same file system (--clone-dir)"
+    )]
+    CloneElsewhere {
+        /// The volume.
+        path: PathBuf,
+        /// The directory.
+        clone_dir: PathBuf,
+    },
+    /// Making the clone failed.
+    #[error("cloning to {clone} failed: {source}")]
+    Clone {
+        /// The clone.
+        clone: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The method is not for such volumes.
+    #[error("{path} cannot be frozen by {method}: {why}")]
+    Unfit {
+        /// The volume.
+        path: PathBuf,
+        /// The method.
+        method: &'static str,
+        /// Why.
+        why: &'static str,
+    },
+    /// The volume's flags or map cannot be read.
+    #[error("{path} cannot be mapped: {source}")]
+    Map {
+        /// The volume.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody came in between.
+    #[error("the freeze did not hold: {0}")]
+    Slipped(#[from] FrozenError),
+}

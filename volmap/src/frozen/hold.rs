@@ -1,0 +1,233 @@
+//! What a pinned frozen image holds on to, and how it notices that it slipped.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use crate::sys::lease::{self, Held};
+use crate::sys::{block_device, inode_flags};
+
+/// Longer than a tick of any kernel's clock for inode times.
+const CLOCK_TICK_MAX: Duration = Duration::from_millis(20);
+
+/// A change time: seconds and nanoseconds.
+type ChangeTime = (i64, i64);
+
+/// What proves that nobody changes the bytes or their places.
+#[derive(Debug)]
+pub(super) enum Hold {
+    /// A file, by lease and immutable flag.
+    File(FileHold),
+    /// A block device. Nothing proves anything; but where it was frozen *because* it is read-only, it has to stay so.
+    Device {
+        /// The device, opened for this process alone.
+        file: File,
+        /// Whether it was read-only at the freeze.
+        read_only: bool,
+    },
+}
+
+impl Hold {
+    /// Whether the bytes are certainly still the frozen ones, as far as anybody can know. Cheap.
+    pub(super) fn check_content(&self) -> Result<(), String> {
+        match self {
+            Self::File(hold) => hold.check_content(),
+            Self::Device { file, read_only } => match block_device::is_read_only(file) {
+                Ok(now) if now || !read_only => Ok(()),
+                Ok(_) => Err("the device is not read-only any more".to_owned()),
+                Err(error) => Err(format!("the device cannot be asked any more: {error}")),
+            },
+        }
+    }
+
+    /// Whether the bytes are certainly still where they were. Cheap.
+    pub(super) fn check_mapping(&self) -> Result<(), String> {
+        match self {
+            Self::File(hold) => hold.check_mapping(),
+            Self::Device { .. } => Ok(()),
+        }
+    }
+
+    /// Lets whoever waits for the file go on. The content is lost by this.
+    pub(super) fn let_openers_in(&self) {
+        if let Self::File(hold) = self {
+            hold.release_lease();
+        }
+    }
+
+    /// Puts everything back as it was before the freeze; so does dropping the hold.
+    pub(super) fn end(&self) {
+        if let Self::File(hold) = self {
+            hold.end();
+        }
+    }
+
+    /// The file that is read.
+    pub(super) fn file(&self) -> &File {
+        match self {
+            Self::File(hold) => &hold.file,
+            Self::Device { file, .. } => file,
+        }
+    }
+}
+
+/// A file held by a read lease, and by `+i` where that is possible.
+#[derive(Debug)]
+pub(super) struct FileHold {
+    file: File,
+    /// Whether a lease is the witness of the content; without one, only the operator's word is.
+    leased: bool,
+    /// The change time since the file became immutable, where that is the witness of the mapping.
+    pinned: Option<ChangeTime>,
+    /// Whether we made the file immutable.
+    made_immutable: bool,
+    /// A clone of ours, that goes with the frozen image.
+    clone: Option<PathBuf>,
+    ended: Once,
+}
+
+impl FileHold {
+    /// A file on which a read lease was taken.
+    pub(super) fn leased(file: File) -> Self {
+        Self {
+            file,
+            leased: true,
+            pinned: None,
+            made_immutable: false,
+            clone: None,
+            ended: Once::new(),
+        }
+    }
+
+    /// A file that nothing but the operator's word is known of.
+    pub(super) fn without_lease(file: File) -> Self {
+        let mut hold = Self::leased(file);
+        hold.leased = false;
+        hold
+    }
+
+    /// The clone at `path`, which we may have made immutable already, is removed at the end.
+    pub(super) fn owns_clone(&mut self, path: PathBuf, made_immutable: bool) {
+        self.clone = Some(path);
+        self.made_immutable = made_immutable;
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether a lease is held.
+    pub(super) fn is_leased(&self) -> bool {
+        self.leased
+    }
+
+    /// Makes the file immutable, unless it is.
+    ///
+    /// # Errors
+    /// As [`inode_flags::set_immutable`].
+    pub(super) fn make_immutable(&mut self) -> io::Result<()> {
+        if !inode_flags::get(&self.file)?.is_immutable() {
+            inode_flags::set_immutable(&self.file, true)?;
+            self.made_immutable = true;
+        }
+        Ok(())
+    }
+
+    /// From here on the immutable flag and the change time are the witness of the mapping; ask for the map after this.
+    ///
+    /// # Errors
+    /// `PermissionDenied`: the file is not immutable. Of `fstat`.
+    pub(super) fn pin(&mut self) -> io::Result<()> {
+        let changed = change_time(&self.file)?;
+        // A flag that was taken away and set again in the tick of the clock in which we set it would leave no trace, so that tick
+        // passes before the map is taken.
+        let seconds = u64::try_from(changed.0).unwrap_or_default();
+        let nanoseconds = u32::try_from(changed.1).unwrap_or_default();
+        let settled = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds) + CLOCK_TICK_MAX;
+        if let Ok(wait) = settled.duration_since(SystemTime::now()) {
+            thread::sleep(wait.min(CLOCK_TICK_MAX));
+        }
+        if !inode_flags::get(&self.file)?.is_immutable() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.pinned = Some(change_time(&self.file)?);
+        Ok(())
+    }
+
+    fn check_content(&self) -> Result<(), String> {
+        if !self.leased {
+            return Ok(());
+        }
+        match lease::held(&self.file) {
+            Ok(Held::Read) => Ok(()),
+            Ok(_) => Err("somebody opened its file for writing, which broke the lease".to_owned()),
+            Err(error) => Err(format!("the lease on its file cannot be asked for: {error}")),
+        }
+    }
+
+    fn check_mapping(&self) -> Result<(), String> {
+        let Some(pinned) = self.pinned else {
+            return Ok(());
+        };
+        let unreadable = |error: io::Error| format!("its file cannot be asked any more: {error}");
+        if !inode_flags::get(&self.file).map_err(unreadable)?.is_immutable() {
+            Err("the immutable flag of its file was taken away".to_owned())
+        } else if change_time(&self.file).map_err(unreadable)? != pinned {
+            Err("its file was changed by somebody else (change time)".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn release_lease(&self) {
+        if let Err(error) = lease::release(&self.file) {
+            tracing::warn!(%error, "a lease could not be released; closing the file will");
+        }
+    }
+
+    fn end(&self) {
+        self.ended.call_once(|| {
+            self.undo();
+            self.release_lease();
+        });
+    }
+
+    fn undo(&self) {
+        if self.made_immutable
+            && let Err(error) = inode_flags::set_immutable(&self.file, false)
+        {
+            tracing::warn!(%error, clone = ?self.clone, "an immutable flag could not be taken back: use chattr -i");
+        }
+        if let Some(path) = &self.clone
+            && let Err(error) = self.remove_clone(path)
+        {
+            tracing::warn!(%error, clone = %path.display(), "a clone could not be removed: use chattr -i and rm");
+        }
+    }
+
+    /// Removes the path only where it still is our file.
+    fn remove_clone(&self, path: &Path) -> io::Result<()> {
+        let (ours, there) = (self.file.metadata()?, fs::symlink_metadata(path)?);
+        if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
+            fs::remove_file(path)
+        } else {
+            Err(io::Error::other("another file has its name now"))
+        }
+    }
+}
+
+impl Drop for FileHold {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn change_time(file: &File) -> io::Result<ChangeTime> {
+    let metadata = file.metadata()?;
+    Ok((metadata.ctime(), metadata.ctime_nsec()))
+}

@@ -1,0 +1,243 @@
+//! The frozen image of a file or device that stays where it is: what `reflink`, `quiesce` and `static` have in common.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+
+use super::hold::Hold;
+use super::{Description, FrozenError, FrozenImage, Stability, StatusExtent};
+use crate::generation::{Generation, GenerationClock};
+use crate::layers::{LayerWitness, Mapping, VolumeKind};
+use crate::map::Content;
+use crate::range::ByteRange;
+use crate::storage::{ALIGNMENT, AlignedBuffer};
+use crate::store::{Place, StoreGraph, StoreId};
+
+/// Bytes that a block device is read in at most at a time: memory for one reader.
+const DEVICE_READ_MAX: usize = 1 << 20;
+
+/// What a provider made, before it becomes a frozen image. Its hold ends with the image.
+pub(super) struct Frozen {
+    pub(super) description: Description,
+    pub(super) hold: Hold,
+    pub(super) graph: StoreGraph,
+    pub(super) mapping: Mapping,
+}
+
+/// A stretch of one content, all of it with a location or none of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Piece {
+    range: ByteRange,
+    content: Content,
+    located: bool,
+}
+
+/// A frozen image whose bytes lie still.
+pub(crate) struct PinnedImage {
+    description: Description,
+    hold: Hold,
+    graph: StoreGraph,
+    top: StoreId,
+    size: u64,
+    kind: VolumeKind,
+    /// Sorted, total.
+    pieces: Vec<Piece>,
+    /// [`Generation::NEVER_DIRECT`] for an opaque image.
+    generation: Generation,
+    layers: LayerWitness,
+    /// Why the content is lost (law H6).
+    gone: OnceLock<String>,
+    /// Why the mapping is lost (law H2).
+    mapping_lost: OnceLock<String>,
+}
+
+impl PinnedImage {
+    /// A frozen image of what a provider made.
+    ///
+    /// # Errors
+    /// [`FrozenError::Gone`]: the hold slipped already.
+    pub(super) fn new(frozen: Frozen, clock: &GenerationClock) -> Result<Self, FrozenError> {
+        let Frozen {
+            description,
+            hold,
+            graph,
+            mapping,
+        } = frozen;
+        let direct = description.stability == Stability::Pinned;
+        let image = Self {
+            pieces: pieces(&graph, &mapping, direct),
+            description,
+            hold,
+            graph,
+            top: mapping.top,
+            size: mapping.size,
+            kind: mapping.kind,
+            generation: if direct {
+                clock.next()
+            } else {
+                Generation::NEVER_DIRECT
+            },
+            layers: mapping.witness,
+            gone: OnceLock::new(),
+            mapping_lost: OnceLock::new(),
+        };
+        image.check_content()?;
+        image.check_mapping();
+        Ok(image)
+    }
+
+    fn check_content(&self) -> Result<(), FrozenError> {
+        if self.gone.get().is_none()
+            && let Err(reason) = self.hold.check_content()
+        {
+            self.gone.get_or_init(|| {
+                tracing::warn!(frozen = %self.description.uuid, %reason, "a frozen image is gone");
+                reason
+            });
+            self.hold.let_openers_in();
+        }
+        match self.gone.get() {
+            Some(reason) => Err(FrozenError::Gone(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// The generation that stands now.
+    fn check_mapping(&self) -> Generation {
+        if self.mapping_lost.get().is_none()
+            && self.generation.is_direct()
+            && let Err(reason) = self.hold.check_mapping().and_then(|()| self.layers.check())
+        {
+            self.mapping_lost.get_or_init(|| {
+                tracing::warn!(frozen = %self.description.uuid, %reason, "a mapping is lost: from now on over NBD");
+                reason
+            });
+        }
+        match self.mapping_lost.get() {
+            Some(_) => Generation::NEVER_DIRECT,
+            None => self.generation,
+        }
+    }
+
+    fn copy(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        match self.kind {
+            VolumeKind::File | VolumeKind::DeclaredDisk => self.hold.file().read_exact_at(buf, offset),
+            VolumeKind::BlockDevice => self.copy_direct(offset, buf),
+        }
+    }
+
+    /// The page cache of a block device is not coherent with what other machines, or file systems, do; so past it.
+    fn copy_direct(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let mut at = offset;
+        for part in buf.chunks_mut(DEVICE_READ_MAX) {
+            let before = usize::try_from(at % ALIGNMENT as u64).map_err(io::Error::other)?;
+            let mut whole = AlignedBuffer::zeroed((before + part.len()).next_multiple_of(ALIGNMENT));
+            let wanted = before + part.len();
+            let start = at - before as u64;
+            let mut got = 0;
+            // The last block of a device may be smaller than the alignment: a short read, at the end only.
+            while got < wanted {
+                match self.hold.file().read_at(&mut whole[got..], start + got as u64)? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    n => got += n,
+                }
+            }
+            part.copy_from_slice(&whole[before..wanted]);
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// The content map, cut where data begins or ceases to have a location on a disk.
+fn pieces(graph: &StoreGraph, mapping: &Mapping, direct: bool) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for extent in mapping.content.extents() {
+        if extent.content != Content::Data || !direct {
+            pieces.push(Piece {
+                range: extent.range,
+                content: extent.content,
+                located: false,
+            });
+            continue;
+        }
+        let mut at = extent.range.start();
+        while at < extent.range.end() {
+            let place = Place {
+                store: mapping.top,
+                offset: at,
+            };
+            let resolved = graph.resolve(place, extent.range.end() - at);
+            let located = resolved.disk().is_some();
+            let end = at + resolved.len;
+            match pieces.last_mut() {
+                Some(last)
+                    if last.content == Content::Data && last.located == located && last.range.end() == at =>
+                {
+                    last.range = ByteRange::from_bounds(last.range.start(), end).unwrap_or(last.range);
+                }
+                _ => pieces.extend(ByteRange::from_bounds(at, end).map(|range| Piece {
+                    range,
+                    content: Content::Data,
+                    located,
+                })),
+            }
+            at = end;
+        }
+    }
+    pieces
+}
+
+impl FrozenImage for PinnedImage {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn graph(&self) -> &StoreGraph {
+        &self.graph
+    }
+
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+        // Both witnesses are sampled now, after the request came in (law H4).
+        let generation = self.check_mapping();
+        self.check_content()?;
+        let first = self.pieces.partition_point(|p| p.range.end() <= range.start());
+        let answer = self.pieces[first..].iter().map_while(|piece| {
+            let clipped = piece.range.intersection(range)?;
+            let place = (piece.located && generation.is_direct()).then_some(Place {
+                store: self.top,
+                offset: clipped.start(),
+            });
+            let zero = piece.content != Content::Data;
+            Some(StatusExtent {
+                range: clipped,
+                content: piece.content,
+                generation: if place.is_some() || zero {
+                    generation
+                } else {
+                    Generation::NEVER_DIRECT
+                },
+                place,
+            })
+        });
+        Ok(answer.take(limit.max(1)).collect())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
+        self.check_content()?;
+        let copied = self.copy(offset, buf);
+        // What was copied counts only if the content still stood afterwards (law H5); a lost content explains an error better, too.
+        self.check_content()?;
+        Ok(copied?)
+    }
+
+    fn thaw(&self) {
+        // Gone first: whoever reads meanwhile sees it before anybody can write.
+        self.gone.get_or_init(|| "it was thawed".to_owned());
+        self.hold.end();
+    }
+}

@@ -1,0 +1,120 @@
+//! `reflink`: a clone of an image file that shares its blocks (XFS). The volume itself is written to as before.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::libc;
+use uuid::Uuid;
+
+use super::clone_name::CloneName;
+use super::pinned::PinnedImage;
+use super::still_file::{self, Immutability, StillFile};
+use super::{FreezeError, Strength};
+use crate::generation::GenerationClock;
+use crate::layers::Layers;
+use crate::sys::{clone, inode_flags};
+
+/// Name of the provider.
+pub(crate) const METHOD: &str = "reflink";
+
+/// What a clone is good for.
+pub(crate) const STRENGTH: Strength = Strength::CrashConsistent;
+
+/// A new clone, removed again unless the freeze gets to the end.
+struct NewClone {
+    path: PathBuf,
+    writable: Option<File>,
+    kept: bool,
+}
+
+impl Drop for NewClone {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        if let Some(writable) = &self.writable {
+            // Unlinking wants it cleared; on file systems that have no such flag there is nothing to clear.
+            let _ = inode_flags::set_immutable(writable, false);
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(%error, clone = %self.path.display(), "a clone could not be removed: use chattr -i and rm");
+        }
+    }
+}
+
+/// Clones the file at `path` into `clone_dir`, or beside itself, and freezes the clone.
+///
+/// # Errors
+/// [`FreezeError::CloneUnsupported`], [`FreezeError::CloneElsewhere`], [`FreezeError::Clone`], or those of mapping.
+pub(crate) fn freeze(
+    path: &Path,
+    source: &File,
+    clone_dir: Option<&Path>,
+    layers: &Layers,
+    clock: &GenerationClock,
+) -> Result<PinnedImage, FreezeError> {
+    let uuid = Uuid::new_v4();
+    let clone_dir = clone_dir.map_or_else(|| parent(path), Path::to_owned);
+    let clone_path = clone_dir.join(CloneName::of(path, uuid).to_file_name());
+    let failed = |error: io::Error| FreezeError::Clone {
+        clone: clone_path.clone(),
+        source: error,
+    };
+    let writable = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&clone_path)
+        .map_err(failed)?;
+    let mut new = NewClone {
+        path: clone_path.clone(),
+        writable: None,
+        kept: false,
+    };
+    clone::clone_file(source, &writable).map_err(|error| match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL | libc::ENOSYS) => {
+            FreezeError::CloneUnsupported {
+                path: path.to_owned(),
+            }
+        }
+        Some(libc::EXDEV) => FreezeError::CloneElsewhere {
+            path: path.to_owned(),
+            clone_dir: clone_dir.clone(),
+        },
+        _ => failed(error),
+    })?;
+    let frozen_at = SystemTime::now();
+    // Immutable before anybody can find it and open it; whoever did already is found by the lease. Failing that, the clone goes
+    // over NBD: said when it is pinned.
+    let made_immutable = inode_flags::set_immutable(&writable, true).is_ok();
+    // By the descriptor, not by the name: this is our file, whatever has the name now.
+    let reader = File::open(format!("/proc/self/fd/{}", writable.as_raw_fd())).map_err(failed)?;
+    // A lease is refused as long as this one, or any other writable descriptor, is open.
+    new.writable = Some(reader.try_clone().map_err(failed)?);
+    drop(writable);
+    let mut hold = still_file::hold(reader, &clone_path, false)?;
+    new.kept = true;
+    hold.owns_clone(clone_path.clone(), made_immutable);
+    StillFile {
+        method: METHOD,
+        strength: STRENGTH,
+        path: &clone_path,
+        hold,
+        immutability: Immutability::Set,
+        uuid,
+        frozen_at,
+    }
+    .freeze(layers, clock)
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}

@@ -1,0 +1,152 @@
+//! From a held file to its frozen image: the order of lease, `+i` and map, the same for every provider.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use super::hold::{FileHold, Hold};
+use super::pinned::{Frozen, PinnedImage};
+use super::{Attestation, Description, FreezeError, Stability, Strength};
+use crate::generation::GenerationClock;
+use crate::layers::{Layers, VolumeKind};
+use crate::store::{Below, Store, StoreGraph};
+use crate::sys::file_system::{self, FileSystemType};
+use crate::sys::lease;
+
+/// How a file becomes immutable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Immutability {
+    /// We set the flag, and clear it at the end.
+    Set,
+    /// It has to be there already: `static` changes nothing.
+    Found,
+}
+
+/// A file to be frozen where it lies.
+pub(super) struct StillFile<'a> {
+    pub(super) method: &'static str,
+    pub(super) strength: Strength,
+    pub(super) path: &'a Path,
+    pub(super) hold: FileHold,
+    pub(super) immutability: Immutability,
+    pub(super) uuid: Uuid,
+    pub(super) frozen_at: SystemTime,
+}
+
+/// Why a file is not immutable; its bytes then go over NBD.
+#[derive(Debug, thiserror::Error)]
+enum PinRefusal {
+    #[error(
+        "the file is not immutable, so its extents may move: chattr +i before the freeze, or freeze by quiesce"
+    )]
+    NotFound,
+    #[error(
+        "the file cannot be made immutable, so its extents may move: this needs root (CAP_LINUX_IMMUTABLE)"
+    )]
+    NotAllowed,
+    #[error("the file cannot be made immutable, so its extents may move: {0}")]
+    Failed(io::Error),
+}
+
+impl StillFile<'_> {
+    /// Pins the file, maps it, and makes the frozen image of it. The hold is ended where that fails.
+    pub(super) fn freeze(
+        mut self,
+        layers: &Layers,
+        clock: &GenerationClock,
+    ) -> Result<PinnedImage, FreezeError> {
+        let not_mapped = |source| FreezeError::Map {
+            path: self.path.to_owned(),
+            source,
+        };
+        let kind = layers.kind(self.hold.file()).map_err(not_mapped)?;
+        // On a declared disk a location is the offset in the file itself, wherever its file system moves that.
+        let refusal = match kind {
+            VolumeKind::DeclaredDisk => None,
+            _ => pin(&mut self.hold, self.immutability).err(),
+        };
+        let mut graph = StoreGraph::new();
+        let mut mapping = layers
+            .map(&mut graph, self.hold.file(), self.path)
+            .map_err(not_mapped)?;
+        if let Some(refusal) = refusal
+            && graph.reaches_disk()
+        {
+            tracing::warn!(volume = %self.path.display(), reason = %refusal, "no direct reads of this frozen image");
+            let top = graph.store(mapping.top).clone();
+            graph = StoreGraph::new();
+            mapping.top = graph.add(Store {
+                below: Below::Opaque(refusal.to_string()),
+                ..top
+            });
+        }
+        let description = Description {
+            uuid: self.uuid,
+            method: self.method,
+            strength: self.strength,
+            stability: if graph.reaches_disk() {
+                Stability::Pinned
+            } else {
+                Stability::Opaque
+            },
+            attestation: if self.hold.is_leased() {
+                Attestation::Witnessed
+            } else {
+                Attestation::Unattested
+            },
+            frozen_at: self.frozen_at,
+        };
+        let frozen = Frozen {
+            description,
+            hold: Hold::File(self.hold),
+            graph,
+            mapping,
+        };
+        Ok(PinnedImage::new(frozen, clock)?)
+    }
+}
+
+fn pin(hold: &mut FileHold, immutability: Immutability) -> Result<(), PinRefusal> {
+    let refusal = |error: io::Error| match (immutability, error.kind()) {
+        (Immutability::Found, io::ErrorKind::PermissionDenied) => PinRefusal::NotFound,
+        (Immutability::Set, io::ErrorKind::PermissionDenied) => PinRefusal::NotAllowed,
+        _ => PinRefusal::Failed(error),
+    };
+    if immutability == Immutability::Set {
+        hold.make_immutable().map_err(refusal)?;
+    }
+    hold.pin().map_err(refusal)
+}
+
+/// Holds a file opened read-only by a lease; without one only where the operator vouches.
+pub(super) fn hold(file: File, path: &Path, assume_exclusive: bool) -> Result<FileHold, FreezeError> {
+    let path = path.to_owned();
+    // Elsewhere a lease, if there are any, is only about this machine.
+    let local = match file_system::of(&file) {
+        Ok(found) => !matches!(found.kind, FileSystemType::Other(_)),
+        Err(source) => return Err(FreezeError::Map { path, source }),
+    };
+    if !local {
+        return if assume_exclusive {
+            Ok(FileHold::without_lease(file))
+        } else {
+            let why = "other machines may write to its file system";
+            Err(FreezeError::NotWitnessed { path, why })
+        };
+    }
+    match lease::take_read(&file) {
+        Ok(()) => Ok(FileHold::leased(file)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::WouldBlock => Err(FreezeError::WriterPresent { path }),
+            _ if assume_exclusive => Ok(FileHold::without_lease(file)),
+            io::ErrorKind::PermissionDenied => Err(FreezeError::LeaseNotAllowed { path }),
+            _ => {
+                let why = "its file system has no leases";
+                Err(FreezeError::NotWitnessed { path, why })
+            }
+        },
+    }
+}

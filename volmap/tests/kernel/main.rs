@@ -1,0 +1,12 @@
+//! Frozen images of real file systems on real loop devices: needs root, and prints a `SKIP:` line without.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test says what it skips, and fails where it cannot go on"
+)]
+
+mod attacks;
+mod devices;
+mod fidelity;
+mod quiesce;
+mod rig;
