@@ -2,13 +2,19 @@
 //! confirms, and writes one image that stock `zstd` restores.
 //!
 //! [`plan`] turns block status into work, [`pipeline`] does it under the law of validated reads, [`transport`] holds the two
-//! ways to bytes, [`image`] is the format of the image, [`error`] the one error of this crate with its table of exit codes.
+//! ways to bytes, [`image`] is the format of the image, [`output`] where it goes, [`job`] what is done with all this, verb by
+//! verb; [`error`] is the one error of this crate with its table of exit codes.
 
 pub mod config;
 pub mod error;
+mod file_id;
 pub mod image;
+mod image_source;
+pub mod job;
+pub mod output;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
 pub mod report;
+mod restore;
 pub mod transport;

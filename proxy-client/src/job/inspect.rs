@@ -1,0 +1,67 @@
+//! `inspect`: what an image says of itself, without reading its data.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{End, Header};
+use crate::image_source::ImageSource;
+
+/// Header and END of an image. Their checksums are right, and the file is as long as its seek table says; whether the
+/// data between them are whole only `verify` finds out.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// The header, with the chain of stores and the LUNs.
+    pub header: Header,
+    /// END, with the receipt summed up.
+    pub end: End,
+}
+
+/// Inspects an image file.
+///
+/// # Errors
+/// `ImageBad`, `ImageUnsupported`, `Io`; `Usage` for anything but a regular file.
+pub fn inspect(image: &Path) -> Result<Inspected> {
+    let source = ImageSource::open(image)?;
+    if !source.is_seekable()? {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "only an image in a regular file can be inspected; verify reads streams",
+        )
+        .at_path(image));
+    }
+    let (header, end) = source.outline()?;
+    Ok(Inspected { header, end })
+}
+
+impl Inspected {
+    /// One JSON object.
+    pub fn to_json(&self) -> Value {
+        let (header, end) = (&self.header, &self.end);
+        json!({
+            "image": header.image.to_string(),
+            "volume": header.volume,
+            "size": header.size,
+            "frozen": header.frozen.to_string(),
+            "description": header.description,
+            "created": header.created,
+            "software": header.software,
+            "stores": header.stores,
+            "luns": header.luns,
+            "root": end.root,
+            "groups": end.groups,
+            "frames": end.frames,
+            "records": end.tally.records,
+            "bytes_data": end.tally.data,
+            "bytes_zero": end.tally.zero,
+            "bytes_hole": end.tally.hole,
+            "bytes_unreadable": end.tally.unreadable,
+            "bytes_direct": end.tally.direct,
+            "bytes_nbd": end.tally.nbd,
+            "bytes_moved": end.totals.moved,
+            "bytes_remapped_direct": end.totals.remapped_direct,
+            "validations": end.totals.validations,
+        })
+    }
+}

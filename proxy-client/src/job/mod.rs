@@ -1,0 +1,8 @@
+//! What a proxy does, one verb a file.
+
+pub mod inspect;
+pub mod restore;
+mod unreadable;
+pub mod verify;
+
+pub use unreadable::UnreadableRanges;
