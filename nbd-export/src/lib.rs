@@ -7,3 +7,4 @@ pub mod export;
 pub mod host;
 pub mod proto;
 pub mod server;
+pub mod uri;

@@ -3,19 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
-
 use super::exports::Audience;
-
-/// Everything but the unreserved characters of RFC 3986 and the slash.
-const PATH: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~')
-    .remove(b'/');
-/// Export names, where an `@` tells the parts of a name apart and stands for itself.
-const EXPORT: &AsciiSet = &PATH.remove(b'@').add(b'/');
+use crate::proto::ExportName;
+use crate::uri::{NbdAddress, NbdUri};
 
 /// One open listener.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,14 +31,15 @@ impl Addresses {
             .listeners
             .iter()
             .find(|(_, audience)| audience.may_have(writable))?;
-        let export = utf8_percent_encode(export, EXPORT);
-        Some(match address {
-            Address::Unix(path) => {
-                let path = percent_encode(path.as_os_str().as_encoded_bytes(), PATH);
-                format!("nbd+unix:///{export}?socket={path}")
-            }
-            Address::Tcp(address) => format!("nbd://{address}/{export}"),
-        })
+        let address = match address {
+            Address::Unix(path) => NbdAddress::Unix(path.clone()),
+            Address::Tcp(address) => NbdAddress::Tcp {
+                host: address.ip().to_string(),
+                port: address.port(),
+            },
+        };
+        let export = ExportName::new(export).ok()?;
+        Some(NbdUri { address, export }.to_string())
     }
 
     /// The bound TCP addresses, for a caller that let the system draw a port.

@@ -5,8 +5,10 @@
 
 mod aligned_buffer;
 mod backing;
+mod identity;
 mod lun;
 
 pub use aligned_buffer::{ALIGNMENT, AlignedBuffer};
 pub use backing::lies_on;
+pub use identity::own_identity;
 pub use lun::{DirectOpener, Lun, LunBytes, LunOpener, LunReader};
