@@ -1,5 +1,7 @@
 //! Limits of the storage side, each with its why.
 
+use std::time::Duration;
+
 /// Bytes that copy-before-write preserves at a time.
 ///
 /// The same 64 KiB as a leaf of a backup image's hash tree, and a multiple of every block size in use, so that a unit
@@ -20,6 +22,13 @@ pub const COPY_AREA_MIN: u64 = 2 * COPY_UNIT;
 /// The size of a copy area for which none was asked is a tenth of the origin (a long backup of a busy volume rewrites
 /// less than that in most shops), but never less than this: small volumes are rewritten whole in no time.
 pub const COPY_AREA_DEFAULT_MIN: u64 = 64 * 1024 * 1024;
+
+/// Times that an origin is synced ahead of a freeze, before writers are held. Each round is as much shorter than the one before as
+/// the disk is faster than the writers; where it is not, no number helps.
+pub const SYNC_AHEAD_ROUNDS: u32 = 5;
+
+/// A sync this short is one that writers can wait for.
+pub const SYNC_AHEAD_ENOUGH: Duration = Duration::from_millis(20);
 
 /// Bytes at either end of a file or device that are looked at before it becomes a copy area or a tag: what is not zero there
 /// belongs to somebody. A MiB holds the marks of file systems (btrfs: at 64 KiB), volume managers and partition tables.

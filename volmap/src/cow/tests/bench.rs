@@ -39,6 +39,10 @@ impl Witness for Told {
 
 impl Ground for MemoryGround {
     fn survey(&self) -> Result<Survey, CowError> {
+        assert!(
+            !self.origin.is_dirty(),
+            "a map shows nothing of what is not on the device"
+        );
         let mut graph = StoreGraph::new();
         let [origin, copy_area] = ["origin", "copy"].map(|name| Identity::new("id", name).unwrap());
         let [origin, copy_area] =

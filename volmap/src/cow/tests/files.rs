@@ -224,7 +224,13 @@ fn every_block_of_the_copy_area_is_written_before_it_is_needed() {
     let live = site.open();
     assert_eq!(live.copy_area_use().size, 8 * COPY_UNIT);
     drop(live);
-    let extents = fiemap::extents(&File::open(site.copy()).unwrap()).unwrap();
+    let Ok(extents) = fiemap::extents(&File::open(site.copy()).unwrap()) else {
+        eprintln!(
+            "skipped: the file system of {} has no FIEMAP",
+            site.copy().display()
+        );
+        return;
+    };
     assert_eq!(extents.iter().map(|e| e.len).sum::<u64>(), 9 * COPY_UNIT);
     assert!(
         extents

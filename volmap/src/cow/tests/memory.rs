@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::map::{Content, ContentMap, Extent};
@@ -57,6 +58,8 @@ pub(super) struct Memory {
     side: Side,
     size: u64,
     pages: Arc<RwLock<BTreeMap<u64, Box<[u8]>>>>,
+    /// Something was written and not synced since.
+    dirty: Arc<AtomicBool>,
     hooks: Hooks,
 }
 
@@ -66,6 +69,7 @@ impl Memory {
             side,
             size,
             pages: Arc::default(),
+            dirty: Arc::default(),
             hooks,
         }
     }
@@ -78,6 +82,10 @@ impl Memory {
             content: Content::Data,
         });
         ContentMap::from_extents(self.size, extents)
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::SeqCst)
     }
 
     /// The bytes, past every hook.
@@ -107,6 +115,11 @@ impl Memory {
         };
         self.hooks.call(moment(false))?;
         work();
+        match operation {
+            Operation::Write | Operation::Punch => self.dirty.store(true, Ordering::SeqCst),
+            Operation::Sync => self.dirty.store(false, Ordering::SeqCst),
+            Operation::Read | Operation::WriteThrough => {}
+        }
         self.hooks.call(moment(true))
     }
 

@@ -241,3 +241,26 @@ fn a_freeze_waits_for_writes_in_flight_and_holds_new_ones() {
     });
     assert!(bench.live.last_freeze_window().unwrap() >= std::time::Duration::from_millis(40));
 }
+
+#[test]
+fn a_thaw_waits_for_copies_in_flight() {
+    let bench = Bench::full(2 * COPY_UNIT, 8);
+    let image = bench.live.freeze().unwrap();
+    let hold = Hold::at(&bench.hooks, |moment| {
+        moment.side == Side::CopyArea && moment.operation == Operation::WriteThrough && !moment.done
+    });
+    let done = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| bench.live.write_at(0, &[0x55; 10], false).unwrap());
+        hold.wait();
+        let thawer = scope.spawn(|| {
+            image.thaw();
+            done.fetch_add(1, Ordering::SeqCst);
+        });
+        thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(done.load(Ordering::SeqCst), 0, "its slot is the next image's");
+        hold.release();
+        writer.join().unwrap();
+        thawer.join().unwrap();
+    });
+}
