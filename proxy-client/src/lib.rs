@@ -11,6 +11,7 @@ mod file_id;
 pub mod image;
 mod image_source;
 pub mod job;
+pub mod nbd;
 pub mod output;
 pub mod pipeline;
 pub mod plan;

@@ -1,0 +1,82 @@
+//! What can go wrong with a server.
+
+use std::io;
+use std::sync::Arc;
+
+use nbd_export::proto::constants::OptionReplyCode;
+use nbd_export::proto::transmission::{RuleBroken, ServerError};
+use nbd_export::proto::{Errno, ProtocolError};
+
+use crate::error::{Error, ErrorKind};
+
+/// Why an NBD request, or a connection, failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NbdError {
+    /// The server cannot be reached, or the connection broke.
+    #[error("the connection to the server failed: {0}")]
+    Io(Arc<io::Error>),
+    /// The server closed the connection.
+    #[error("the server closed the connection")]
+    Closed,
+    /// No answer within the deadline.
+    #[error("the server did not answer in time")]
+    Timeout,
+    /// The server broke the protocol, cannot do what is needed, or refused an option.
+    #[error(transparent)]
+    Protocol(ProtocolError),
+    /// The server answered a request with an error.
+    #[error(transparent)]
+    Server(ServerError),
+    /// The request cannot be sent to this export.
+    #[error("the request does not fit the export: {0}")]
+    Unfit(RuleBroken),
+}
+
+impl NbdError {
+    /// Whether another connection could do better.
+    pub fn is_connection_lost(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Closed | Self::Timeout)
+    }
+
+    /// Whether the server says that the export has ended, or that it never had one of this name.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Server(error) => error.errno == Errno::Shutdown,
+            Self::Protocol(ProtocolError::Refused(refused)) => refused.reply == OptionReplyCode::ERR_UNKNOWN,
+            _ => false,
+        }
+    }
+}
+
+impl From<io::Error> for NbdError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
+}
+
+impl From<ProtocolError> for NbdError {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
+    }
+}
+
+impl From<NbdError> for Error {
+    fn from(error: NbdError) -> Self {
+        let (kind, message) = match &error {
+            NbdError::Server(server) if server.errno == Errno::Shutdown => {
+                (ErrorKind::FrozenImageGone, "the frozen image has ended")
+            }
+            NbdError::Io(_) | NbdError::Closed | NbdError::Timeout => {
+                (ErrorKind::HostLost, "the host is lost")
+            }
+            NbdError::Protocol(ProtocolError::Refused(_) | ProtocolError::ExportNameRefused)
+            | NbdError::Server(_) => (ErrorKind::HostRefused, "the host refuses"),
+            NbdError::Protocol(_) => (
+                ErrorKind::HostMisbehaved,
+                "the host does not keep the NBD protocol",
+            ),
+            NbdError::Unfit(_) => (ErrorKind::HostRefused, "the export cannot do what is needed"),
+        };
+        Self::new(kind, message).caused_by(error)
+    }
+}
