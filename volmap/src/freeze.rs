@@ -1,12 +1,13 @@
 //! Freezing a volume: which provider takes it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::libc;
 
+use crate::frozen::lease_table::LeaseTable;
 use crate::frozen::{FrozenImage, fixed, quiesce, reflink};
 use crate::generation::GenerationClock;
 use crate::layers::{Layers, VolumeKind};
@@ -90,14 +91,23 @@ pub fn freeze(
     Ok(Arc::new(image?))
 }
 
-/// O_NONBLOCK: a file under somebody's lease, or a FIFO, must not hang us.
+/// Opens a volume for reading, without breaking what others hold on it.
 pub(crate) fn open(path: &Path) -> Result<File, FreezeError> {
+    let failed = |source| FreezeError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let metadata = fs::metadata(path).map_err(failed)?;
+    // Without procfs there is no advice; the open below then finds out the hard way.
+    if LeaseTable::read().is_ok_and(|leases| leases.holds_for_writing(&metadata)) {
+        return Err(FreezeError::HeldForWriting {
+            path: path.to_owned(),
+        });
+    }
+    // O_NONBLOCK: a file under somebody's lease, or a FIFO, must not hang us.
     OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
-        .map_err(|source| FreezeError::Open {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(failed)
 }

@@ -13,6 +13,7 @@ pub mod identity;
 pub mod layers;
 pub mod limits;
 pub mod map;
+pub mod probe;
 pub mod range;
 pub mod storage;
 pub mod store;

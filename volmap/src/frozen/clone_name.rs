@@ -4,12 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use crate::sys::DeviceNumber;
+use super::lease_table::LeaseTable;
 
 const SUFFIX: &[u8] = b".frozen";
 /// Hyphenated.
@@ -62,7 +61,7 @@ impl CloneName {
 /// # Errors
 /// The directory, or `/proc/locks`, cannot be read.
 pub fn leftover_clones(clone_dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let leased = leased_inodes(&fs::read_to_string("/proc/locks")?);
+    let leases = LeaseTable::read()?;
     let mut leftover = Vec::new();
     for entry in fs::read_dir(clone_dir)? {
         let entry = entry?;
@@ -71,30 +70,13 @@ pub fn leftover_clones(clone_dir: &Path) -> io::Result<Vec<PathBuf>> {
         }
         // A clone that is removed meanwhile is not left over.
         if let Ok(metadata) = entry.metadata()
-            && !leased.contains(&(DeviceNumber::from_stat(metadata.dev()), metadata.ino()))
+            && !leases.holds(&metadata)
         {
             leftover.push(entry.path());
         }
     }
     leftover.sort();
     Ok(leftover)
-}
-
-/// proc(5): `1: LEASE  ACTIVE    READ  1234 fe:00:1234 0 EOF`, the device in hexadecimal.
-fn leased_inodes(locks: &str) -> Vec<(DeviceNumber, u64)> {
-    let parse = |line: &str| {
-        let mut words = line.split_whitespace();
-        if words.nth(1)? != "LEASE" {
-            return None;
-        }
-        let mut place = words.nth(3)?.splitn(3, ':');
-        let device = DeviceNumber {
-            major: u32::from_str_radix(place.next()?, 16).ok()?,
-            minor: u32::from_str_radix(place.next()?, 16).ok()?,
-        };
-        Some((device, place.next()?.parse().ok()?))
-    };
-    locks.lines().filter_map(parse).collect()
 }
 
 #[cfg(test)]
@@ -121,17 +103,6 @@ mod tests {
         ] {
             assert_eq!(CloneName::parse(OsStr::new(other)), None, "{other}");
         }
-    }
-
-    #[test]
-    fn only_leases_count() {
-        let locks = "1: POSIX  ADVISORY  WRITE 9 fe:00:5 0 EOF\n2: LEASE  ACTIVE    READ  9 fe:1f:77 0 EOF\n\
-                     2: -> LEASE  BREAKING  READ  9 fe:1f:78 0 EOF\n";
-        let device = DeviceNumber {
-            major: 0xfe,
-            minor: 0x1f,
-        };
-        assert_eq!(leased_inodes(locks), [(device, 77)]);
     }
 
     #[test]

@@ -16,6 +16,14 @@ pub enum FreezeError {
         /// Why.
         source: io::Error,
     },
+    /// Somebody, likely an agent that serves it as an origin, holds a write lease that merely opening the file would break.
+    #[error(
+        "{path} is held for writing by another process, as an --origin is: end that first, or freeze the origin there"
+    )]
+    HeldForWriting {
+        /// The volume.
+        path: PathBuf,
+    },
     /// A writer has the file open, so its bytes do not lie still.
     #[error(
         "{path} is open for writing elsewhere: end the writer (fuser -v {path} names it), or freeze by reflink on XFS, or serve it \

@@ -100,7 +100,7 @@ pub(crate) fn freeze_device(
 }
 
 /// O_EXCL keeps out mounts, LVM and arrays, now and for as long as it is open; not a plain writer.
-fn open_alone(path: &Path) -> Result<File, FreezeError> {
+pub(crate) fn open_alone(path: &Path) -> Result<File, FreezeError> {
     OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_EXCL | libc::O_DIRECT)

@@ -14,6 +14,7 @@ mod error;
 pub(crate) mod fixed;
 mod hold;
 mod image;
+pub(crate) mod lease_table;
 mod pinned;
 pub(crate) mod quiesce;
 pub(crate) mod reflink;

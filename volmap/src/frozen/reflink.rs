@@ -112,7 +112,8 @@ pub(crate) fn freeze(
     .freeze(layers, clock)
 }
 
-fn parent(path: &Path) -> PathBuf {
+/// Where the clones of a volume go if nobody says.
+pub(crate) fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),

@@ -1,0 +1,413 @@
+//! What could be done with a volume: which providers fit it, and where it lies now. Nothing is frozen, nothing is changed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::libc;
+use nix::unistd::{AccessFlags, access};
+
+use crate::freeze::{FreezeOptions, open};
+use crate::frozen::{Attestation, FreezeError, Stability, Strength, fixed, quiesce, reflink};
+use crate::layers::{Layers, Mapping, VolumeKind};
+use crate::map::Content;
+use crate::range::ByteRange;
+use crate::store::{Place, StoreGraph, StoreId};
+use crate::sys::{block_device, clone, inode_flags, lease};
+
+/// `CAP_LINUX_IMMUTABLE` of capabilities(7).
+const CAP_LINUX_IMMUTABLE: u32 = 9;
+
+/// What a provider would make of a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fit {
+    /// It fits.
+    Fits {
+        /// What the bytes would be good for.
+        strength: Strength,
+        /// How stable the mapping would be.
+        stability: Stability,
+        /// Who would vouch.
+        attestation: Attestation,
+        /// Why there would be no direct reads, or what else an operator should know.
+        remark: Option<String>,
+    },
+    /// It does not, and why.
+    Unfit(String),
+}
+
+/// A provider and how it fits.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProviderFit {
+    /// `reflink`, `quiesce`, `cow`, `static`.
+    pub provider: &'static str,
+    /// How it fits.
+    pub fit: Fit,
+}
+
+/// A stretch of a volume with its whole chain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MappedExtent {
+    /// Bytes of the volume.
+    pub range: ByteRange,
+    /// What they hold.
+    pub content: Content,
+    /// For data, its place in every store, uppermost first; the last is on a disk unless `opaque` is set.
+    pub chain: Vec<Place>,
+    /// Why the chain ends above a disk.
+    pub opaque: Option<String>,
+}
+
+/// A volume as it lies now. Nobody holds it still: for people to look at, not to read by.
+#[derive(Debug)]
+pub struct VolumeMap {
+    /// What the volume is.
+    pub kind: VolumeKind,
+    /// Size in bytes.
+    pub size: u64,
+    /// All stores below it.
+    pub graph: StoreGraph,
+    /// The uppermost one.
+    pub top: StoreId,
+    /// All of the volume, in order.
+    pub extents: Vec<MappedExtent>,
+}
+
+/// The whole chain of every extent of a volume.
+///
+/// # Errors
+/// [`FreezeError::Open`], [`FreezeError::HeldForWriting`] or [`FreezeError::Map`].
+pub fn map(path: &Path, layers: &Layers) -> Result<VolumeMap, FreezeError> {
+    let file = open(path)?;
+    let mut graph = StoreGraph::new();
+    let mapping = mapped(&mut graph, &file, path, layers)?;
+    let mut extents = Vec::new();
+    for extent in mapping.content.extents() {
+        let mut rest = Some(extent.range);
+        while let Some(range) = rest {
+            let mut mapped = MappedExtent {
+                range,
+                content: extent.content,
+                chain: Vec::new(),
+                opaque: None,
+            };
+            if extent.content == Content::Data {
+                let place = Place {
+                    store: mapping.top,
+                    offset: range.start(),
+                };
+                let resolved = graph.resolve(place, range.len());
+                mapped.range = ByteRange::new(range.start(), resolved.len).unwrap_or(range);
+                mapped.chain = resolved.chain;
+                mapped.opaque = resolved.opaque;
+            }
+            rest = ByteRange::from_bounds(mapped.range.end(), range.end());
+            extents.push(mapped);
+        }
+    }
+    Ok(VolumeMap {
+        kind: mapping.kind,
+        size: mapping.size,
+        graph,
+        top: mapping.top,
+        extents,
+    })
+}
+
+/// How every provider fits a volume, in the order in which they are preferred for it.
+///
+/// # Errors
+/// [`FreezeError::Open`], [`FreezeError::HeldForWriting`] or [`FreezeError::Map`].
+pub fn probe(path: &Path, options: &FreezeOptions, layers: &Layers) -> Result<Vec<ProviderFit>, FreezeError> {
+    let file = open(path)?;
+    let mut graph = StoreGraph::new();
+    let kind = mapped(&mut graph, &file, path, layers)?.kind;
+    let look = Look {
+        path,
+        file: &file,
+        kind,
+        options,
+        opaque: opaque_reason(&graph),
+        alone: alone(path, &file, kind).map_err(|e| e.to_string()),
+    };
+    Ok(vec![
+        provider(reflink::METHOD, look.reflink()),
+        provider(quiesce::METHOD, look.quiesce()),
+        provider("cow", look.cow()),
+        provider(fixed::METHOD, look.fixed()),
+    ])
+}
+
+fn provider(provider: &'static str, fit: Fit) -> ProviderFit {
+    ProviderFit { provider, fit }
+}
+
+fn mapped(graph: &mut StoreGraph, file: &File, path: &Path, layers: &Layers) -> Result<Mapping, FreezeError> {
+    layers.map(graph, file, path).map_err(|source| FreezeError::Map {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Why nothing of a volume lies on a disk; the first reason from above is what has to be mended first.
+fn opaque_reason(graph: &StoreGraph) -> Option<String> {
+    let reason = || {
+        graph.stores().iter().rev().find_map(|store| match &store.below {
+            crate::store::Below::Opaque(reason) => Some(reason.clone()),
+            _ => None,
+        })
+    };
+    if graph.reaches_disk() { None } else { reason() }
+}
+
+/// Whether nobody writes to the volume right now.
+fn alone(path: &Path, file: &File, kind: VolumeKind) -> Result<(), FreezeError> {
+    match kind {
+        VolumeKind::BlockDevice => fixed::open_alone(path).map(drop),
+        VolumeKind::File | VolumeKind::DeclaredDisk => match lease::take_read(file) {
+            Ok(()) => lease::release(file),
+            Err(error) => Err(error),
+        }
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => FreezeError::WriterPresent {
+                path: path.to_owned(),
+            },
+            io::ErrorKind::PermissionDenied => FreezeError::LeaseNotAllowed {
+                path: path.to_owned(),
+            },
+            _ => FreezeError::NotWitnessed {
+                path: path.to_owned(),
+                why: "its file system has no leases",
+            },
+        }),
+    }
+}
+
+/// What is known of the volume.
+struct Look<'a> {
+    path: &'a Path,
+    file: &'a File,
+    kind: VolumeKind,
+    options: &'a FreezeOptions,
+    opaque: Option<String>,
+    alone: Result<(), String>,
+}
+
+impl Look<'_> {
+    fn fits(
+        &self,
+        strength: Strength,
+        stability: Stability,
+        attestation: Attestation,
+        no_pin: Option<&str>,
+    ) -> Fit {
+        let remark = self.opaque.clone().or_else(|| no_pin.map(str::to_owned));
+        Fit::Fits {
+            strength,
+            stability: if remark.is_some() {
+                Stability::Opaque
+            } else {
+                stability
+            },
+            attestation,
+            remark,
+        }
+    }
+
+    fn reflink(&self) -> Fit {
+        if self.kind == VolumeKind::BlockDevice {
+            return Fit::Unfit("it is a block device, and clones are of files".to_owned());
+        }
+        let beside = reflink::parent(self.path);
+        let clone_dir = self.options.clone_dir.as_deref().unwrap_or(&beside);
+        match can_clone(self.file, clone_dir) {
+            Ok(()) => self.fits(
+                reflink::STRENGTH,
+                Stability::Pinned,
+                Attestation::Witnessed,
+                no_immutable_flag(),
+            ),
+            Err(error) => Fit::Unfit(match error.kind() {
+                io::ErrorKind::CrossesDevices => {
+                    format!("{} is on another file system", clone_dir.display())
+                }
+                io::ErrorKind::Unsupported => {
+                    "its file system has no reflinks (XFS has them when made with mkfs.xfs -m reflink=1)"
+                        .to_owned()
+                }
+                _ => format!("clones cannot be made in {}: {error}", clone_dir.display()),
+            }),
+        }
+    }
+
+    fn quiesce(&self) -> Fit {
+        if self.kind == VolumeKind::BlockDevice {
+            return Fit::Unfit("it is a block device, and leases are on files".to_owned());
+        }
+        match &self.alone {
+            Err(why) => Fit::Unfit(why.clone()),
+            Ok(()) => {
+                let no_pin = match self.kind {
+                    VolumeKind::DeclaredDisk => None,
+                    _ => no_immutable_flag(),
+                };
+                self.fits(
+                    quiesce::STRENGTH,
+                    Stability::Pinned,
+                    Attestation::Witnessed,
+                    no_pin,
+                )
+            }
+        }
+    }
+
+    fn cow(&self) -> Fit {
+        if let Err(error) = access(self.path, AccessFlags::W_OK) {
+            return Fit::Unfit(format!("it cannot be written to: {error}"));
+        }
+        if let Err(why) = &self.alone {
+            return Fit::Unfit(why.clone());
+        }
+        let attestation = match self.kind {
+            VolumeKind::File => Attestation::Witnessed,
+            VolumeKind::BlockDevice | VolumeKind::DeclaredDisk => Attestation::Unattested,
+        };
+        self.fits(Strength::CrashConsistent, Stability::Moves, attestation, None)
+    }
+
+    fn fixed(&self) -> Fit {
+        if let Err(why) = &self.alone {
+            return Fit::Unfit(why.clone());
+        }
+        match self.kind {
+            VolumeKind::BlockDevice => {
+                let read_only = block_device::is_read_only(self.file).unwrap_or(false);
+                if read_only || self.options.assume_exclusive {
+                    self.fits(fixed::STRENGTH, Stability::Pinned, Attestation::Unattested, None)
+                } else {
+                    let why = "nothing would notice a write to it: make it read-only (blockdev --setro) or say \
+                               --assume-exclusive";
+                    Fit::Unfit(why.to_owned())
+                }
+            }
+            VolumeKind::DeclaredDisk => {
+                self.fits(fixed::STRENGTH, Stability::Pinned, Attestation::Witnessed, None)
+            }
+            VolumeKind::File => {
+                let immutable = inode_flags::get(self.file).is_ok_and(inode_flags::InodeFlags::is_immutable);
+                let no_pin =
+                    (!immutable).then_some("its extents may move, since it is not immutable (chattr +i)");
+                self.fits(fixed::STRENGTH, Stability::Pinned, Attestation::Witnessed, no_pin)
+            }
+        }
+    }
+}
+
+/// Why a file could not be made immutable by this process.
+fn no_immutable_flag() -> Option<&'static str> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    if set.is_some_and(|set| set >> CAP_LINUX_IMMUTABLE & 1 == 1) {
+        None
+    } else {
+        Some("its extents may move, since it cannot be made immutable: this needs root (CAP_LINUX_IMMUTABLE)")
+    }
+}
+
+/// Tries on two nameless empty files.
+fn can_clone(volume: &File, clone_dir: &Path) -> io::Result<()> {
+    if fs::metadata(clone_dir)?.dev() != volume.metadata()?.dev() {
+        return Err(io::ErrorKind::CrossesDevices.into());
+    }
+    let nameless = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_TMPFILE)
+            .open(clone_dir)
+    };
+    clone::clone_file(&nameless()?, &nameless()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+
+    fn fit_of(provider: &str, fits: &[ProviderFit]) -> Fit {
+        let found = fits.iter().find(|f| f.provider == provider);
+        found.expect("every provider is there").fit.clone()
+    }
+
+    #[test]
+    fn every_provider_has_a_verdict_and_a_writer_changes_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let path = file.into_temp_path();
+        let identity = Identity::from_operator("lun0").unwrap();
+        let layers = Layers::new(vec![(path.to_path_buf(), identity)]).unwrap();
+        let fits = probe(&path, &FreezeOptions::default(), &layers).unwrap();
+        assert_eq!(fits.len(), 4);
+        assert!(matches!(
+            fit_of("static", &fits),
+            Fit::Fits {
+                stability: Stability::Pinned,
+                ..
+            }
+        ));
+        assert!(matches!(
+            fit_of("cow", &fits),
+            Fit::Fits {
+                stability: Stability::Moves,
+                attestation: Attestation::Unattested,
+                ..
+            }
+        ));
+
+        let writer = File::options().write(true).open(&path).unwrap();
+        let fits = probe(&path, &FreezeOptions::default(), &layers).unwrap();
+        for provider in ["quiesce", "cow", "static"] {
+            assert!(matches!(fit_of(provider, &fits), Fit::Unfit(_)), "{provider}");
+        }
+        drop(writer);
+    }
+
+    #[test]
+    fn a_map_is_total_and_ends_on_the_declared_disk() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len((1 << 20) + 1).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(file.as_file(), &[1; 4096], 1 << 19).unwrap();
+        let identity = Identity::from_operator("lun0").unwrap();
+        let layers = Layers::new(vec![(file.path().into(), identity)]).unwrap();
+        let map = map(file.path(), &layers).unwrap();
+        let mut end = 0;
+        for extent in &map.extents {
+            assert_eq!(extent.range.start(), end);
+            end = extent.range.end();
+            let expected = match extent.content {
+                Content::Data => vec![Place {
+                    store: map.top,
+                    offset: extent.range.start(),
+                }],
+                _ => Vec::new(),
+            };
+            assert_eq!((&extent.chain, &extent.opaque), (&expected, &None));
+        }
+        assert_eq!(end, map.size);
+    }
+
+    #[test]
+    fn an_origin_of_another_is_left_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        lease::take_write(file.as_file()).unwrap();
+        let layers = Layers::new(Vec::new()).unwrap();
+        let refused = map(file.path(), &layers).map(drop);
+        assert!(
+            matches!(refused, Err(FreezeError::HeldForWriting { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(lease::held(file.as_file()).unwrap(), lease::Held::Write);
+    }
+}
