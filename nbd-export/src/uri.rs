@@ -8,10 +8,8 @@ use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode, utf8_percent_encode};
 
+pub use crate::proto::constants::DEFAULT_PORT;
 use crate::proto::{ExportName, StringError};
-
-/// The port that IANA gave to NBD.
-pub const DEFAULT_PORT: u16 = 10809;
 
 /// Everything but the unreserved characters of RFC 3986 and the slash.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC
