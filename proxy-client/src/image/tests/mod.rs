@@ -1,6 +1,13 @@
 //! The format proven on images that are built here.
 
+mod document;
+mod forge;
+mod golden;
+mod limits;
 mod round_trip;
+mod stock_zstd;
+mod tamper;
+mod zeroes;
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -81,11 +88,15 @@ pub(super) fn volume(stretches: &[Stretch]) -> (Vec<Record>, Vec<u8>) {
             kind: stretch.kind,
             receipt,
         });
-        let bytes = (0..stretch.length).map(|at| match stretch.kind {
-            Kind::Data => u8::try_from((at * u64::from(stretch.seed) / 7 + at / 3) % 251).unwrap() | 1,
-            _ => 0,
-        });
-        plain.extend(bytes);
+        let end = plain.len() + usize::try_from(stretch.length).unwrap();
+        // Odd bytes in a block of a prime length: no byte is zero, and no leaf is like another.
+        let block: Vec<u8> = (0..997_u32)
+            .map(|at| u8::try_from((at * u32::from(stretch.seed) / 7 + at / 3) % 251).unwrap() | 1)
+            .collect();
+        while stretch.kind == Kind::Data && plain.len() < end {
+            plain.extend_from_slice(&block[..block.len().min(end - plain.len())]);
+        }
+        plain.resize(end, 0);
     }
     (records, plain)
 }
@@ -176,7 +187,35 @@ pub(super) fn decode(image: &[u8]) -> Result<Decoded, ImageError> {
     decode_in(image, 1 << 20)
 }
 
-/// A small image with every kind of frame and record, in several groups: 3 zero frames and 18 data frames.
+/// The entries of the seek table, found as a reader of the zstd seekable format finds them: compressed, plain.
+pub(super) fn table_entries(image: &[u8]) -> Vec<(u64, u64)> {
+    let footer = &image[image.len() - 9..];
+    assert_eq!(footer[4..], [0, 0xb1, 0xea, 0x92, 0x8f]);
+    let count = u32::from_le_bytes(footer[..4].try_into().unwrap()) as usize;
+    let entries = &image[image.len() - 9 - 8 * count..image.len() - 9];
+    let number = |bytes: &[u8]| u64::from(u32::from_le_bytes(bytes.try_into().unwrap()));
+    entries
+        .chunks_exact(8)
+        .map(|entry| (number(&entry[..4]), number(&entry[4..])))
+        .collect()
+}
+
+/// Every frame of an image, the seek table last.
+pub(super) fn frames(image: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let mut at = 0;
+    let mut ranges: Vec<_> = table_entries(image)
+        .into_iter()
+        .map(|(compressed, _)| {
+            let start = at;
+            at += usize::try_from(compressed).unwrap();
+            start..at
+        })
+        .collect();
+    ranges.push(at..image.len());
+    ranges
+}
+
+/// A small volume with every kind of record, which share leaves and do not.
 pub(super) fn small() -> Vec<Stretch> {
     let mut stretches = vec![
         stretch(LEAF + 100, Kind::Data, 3),

@@ -1,0 +1,154 @@
+//! `restore` to block devices: needs root and loop devices, and says so where there are none.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use proxy_client::error::{ErrorKind, Result};
+use proxy_client::job::restore::{RestoreOptions, Restored, restore};
+
+use crate::fixture::{Fixture, VOLUME, old_data, quiet};
+
+/// A loop device, detached when it is dropped.
+struct Loop(PathBuf);
+
+impl Loop {
+    /// `None` where there are no loop devices.
+    fn on(file: &Path) -> Option<Self> {
+        let output = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+            .ok()
+            .filter(|output| output.status.success());
+        let Some(output) = output else {
+            eprintln!("skipped: no loop devices here");
+            return None;
+        };
+        Some(Self(String::from_utf8(output.stdout).unwrap().trim_end().into()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        Command::new("losetup").arg("-d").arg(&self.0).status().ok();
+    }
+}
+
+fn run(fixture: &Fixture, output: &Path, force: bool) -> Result<Restored> {
+    let options = RestoreOptions {
+        image: fixture.image_path(),
+        output: output.into(),
+        force,
+    };
+    restore(&options, &mut quiet)
+}
+
+const BEHIND: usize = 1 << 20;
+
+/// A file full of old data, an MiB longer than the volume, and a loop device on it.
+fn device(fixture: &Fixture) -> Option<(PathBuf, Loop)> {
+    let file = fixture.path("lun");
+    let length = (fixture.plain.len() + BEHIND).next_multiple_of(4096);
+    old_data(&file, length);
+    let device = Loop::on(&file)?;
+    Some((file, device))
+}
+
+fn read_device(device: &Loop) -> Vec<u8> {
+    std::fs::read(&device.0).unwrap()
+}
+
+#[test]
+fn old_data_on_a_device_do_not_survive_and_what_lies_behind_does() {
+    let fixture = Fixture::new(VOLUME);
+    let Some((_, device)) = device(&fixture) else {
+        return;
+    };
+    let restored = run(&fixture, &device.0, false).unwrap();
+    let bytes = read_device(&device);
+    assert!(bytes[..fixture.plain.len()] == fixture.plain);
+    let behind = &bytes[fixture.plain.len()..];
+    assert!(behind.iter().all(|byte| *byte == 0xa5));
+    assert_eq!(restored.left_alone, behind.len() as u64);
+}
+
+#[test]
+fn a_device_that_holds_something_wants_force() {
+    let fixture = Fixture::new(VOLUME);
+    let Some((_, device)) = device(&fixture) else {
+        return;
+    };
+    let raw = File::options().write(true).open(&device.0).unwrap();
+    raw.write_all_at(b"LABELONE", 512).unwrap();
+    raw.sync_all().unwrap();
+    drop(raw);
+    let error = run(&fixture, &device.0, false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TargetNotEmpty);
+    assert!(error.message().contains("LVM"), "{error}");
+    assert_eq!(read_device(&device)[2000], 0xa5);
+    run(&fixture, &device.0, true).unwrap();
+    assert!(read_device(&device)[..fixture.plain.len()] == fixture.plain);
+}
+
+#[test]
+fn a_device_in_use_or_too_small_is_refused_even_with_force() {
+    let fixture = Fixture::new(VOLUME);
+    let Some((file, device)) = device(&fixture) else {
+        return;
+    };
+    let untouched = || assert!(read_device(&device).iter().all(|byte| *byte == 0xa5));
+    // The file under the loop device.
+    assert_eq!(
+        run(&fixture, &file, true).unwrap_err().kind(),
+        ErrorKind::TargetBusy
+    );
+    untouched();
+    // A reader of the LUN.
+    let reader = File::open(&device.0).unwrap();
+    reader.lock_shared().unwrap();
+    assert_eq!(
+        run(&fixture, &device.0, true).unwrap_err().kind(),
+        ErrorKind::TargetBusy
+    );
+    drop(reader);
+    untouched();
+    // A device one sector smaller than the volume needs.
+    let small_file = fixture.path("small");
+    old_data(&small_file, fixture.plain.len() / 512 * 512);
+    if let Some(small) = Loop::on(&small_file) {
+        assert_eq!(
+            run(&fixture, &small.0, true).unwrap_err().kind(),
+            ErrorKind::TargetTooSmall
+        );
+    }
+    untouched();
+}
+
+#[test]
+fn a_mounted_device_is_refused_even_with_force() {
+    let fixture = Fixture::new(VOLUME);
+    let Some((_, device)) = device(&fixture) else {
+        return;
+    };
+    let mount_point = fixture.path("mnt");
+    std::fs::create_dir(&mount_point).unwrap();
+    let works = |command: &mut Command| command.status().is_ok_and(|status| status.success());
+    if !works(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&device.0))
+        || !works(Command::new("mount").arg(&device.0).arg(&mount_point))
+    {
+        eprintln!("skipped: mkfs.ext4 or mount does not work here");
+        return;
+    }
+    std::fs::write(mount_point.join("precious"), b"p").unwrap();
+    let result = run(&fixture, &device.0, true);
+    let kept = std::fs::read(mount_point.join("precious")).unwrap();
+    assert!(works(Command::new("umount").arg(&mount_point)));
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::TargetBusy);
+    assert_eq!(kept, b"p");
+    assert_eq!(
+        run(&fixture, &device.0, false).unwrap_err().kind(),
+        ErrorKind::TargetNotEmpty
+    );
+}
