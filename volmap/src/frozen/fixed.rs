@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use nix::libc;
 use uuid::Uuid;
 
-use super::hold::Hold;
+use super::hold::DeviceHold;
 use super::pinned::{Frozen, PinnedImage};
 use super::still_file::{self, Immutability, StillFile};
 use super::{Attestation, Description, FreezeError, Stability, Strength};
@@ -86,13 +86,13 @@ pub(crate) fn freeze_device(
         attestation: Attestation::Unattested,
         frozen_at,
     };
-    let hold = Hold::Device {
+    let hold = DeviceHold {
         file,
         read_only: read_only && !assume_exclusive,
     };
     let frozen = Frozen {
         description,
-        hold,
+        hold: Box::new(hold),
         graph,
         mapping,
     };

@@ -17,61 +17,52 @@ const CLOCK_TICK_MAX: Duration = Duration::from_millis(20);
 /// A change time: seconds and nanoseconds.
 type ChangeTime = (i64, i64);
 
-/// What proves that nobody changes the bytes or their places.
-#[derive(Debug)]
-pub(super) enum Hold {
-    /// A file, by lease and immutable flag.
-    File(FileHold),
-    /// A block device. Nothing proves anything; but where it was frozen *because* it is read-only, it has to stay so.
-    Device {
-        /// The device, opened for this process alone.
-        file: File,
-        /// Whether it was read-only at the freeze.
-        read_only: bool,
-    },
-}
-
-impl Hold {
+/// What proves that nobody changes the bytes or their places, and is given back at the end.
+pub(super) trait Hold: Send + Sync {
     /// Whether the bytes are certainly still the frozen ones, as far as anybody can know. Cheap.
-    pub(super) fn check_content(&self) -> Result<(), String> {
-        match self {
-            Self::File(hold) => hold.check_content(),
-            Self::Device { file, read_only } => match block_device::is_read_only(file) {
-                Ok(now) if now || !read_only => Ok(()),
-                Ok(_) => Err("the device is not read-only any more".to_owned()),
-                Err(error) => Err(format!("the device cannot be asked any more: {error}")),
-            },
-        }
-    }
+    fn check_content(&self) -> Result<(), String>;
 
     /// Whether the bytes are certainly still where they were. Cheap.
-    pub(super) fn check_mapping(&self) -> Result<(), String> {
-        match self {
-            Self::File(hold) => hold.check_mapping(),
-            Self::Device { .. } => Ok(()),
-        }
-    }
+    fn check_mapping(&self) -> Result<(), String>;
 
     /// Lets whoever waits for the file go on. The content is lost by this.
-    pub(super) fn let_openers_in(&self) {
-        if let Self::File(hold) = self {
-            hold.release_lease();
-        }
-    }
+    fn let_openers_in(&self);
 
     /// Puts everything back as it was before the freeze; so does dropping the hold.
-    pub(super) fn end(&self) {
-        if let Self::File(hold) = self {
-            hold.end();
+    fn end(&self);
+
+    /// The file that is read.
+    fn file(&self) -> &File;
+}
+
+/// A block device. Nothing proves anything; but where it was frozen *because* it is read-only, it has to stay so.
+#[derive(Debug)]
+pub(super) struct DeviceHold {
+    /// The device, opened for this process alone.
+    pub(super) file: File,
+    /// Whether it has to stay read-only.
+    pub(super) read_only: bool,
+}
+
+impl Hold for DeviceHold {
+    fn check_content(&self) -> Result<(), String> {
+        match block_device::is_read_only(&self.file) {
+            Ok(now) if now || !self.read_only => Ok(()),
+            Ok(_) => Err("the device is not read-only any more".to_owned()),
+            Err(error) => Err(format!("the device cannot be asked any more: {error}")),
         }
     }
 
-    /// The file that is read.
-    pub(super) fn file(&self) -> &File {
-        match self {
-            Self::File(hold) => &hold.file,
-            Self::Device { file, .. } => file,
-        }
+    fn check_mapping(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn let_openers_in(&self) {}
+
+    fn end(&self) {}
+
+    fn file(&self) -> &File {
+        &self.file
     }
 }
 
@@ -116,11 +107,6 @@ impl FileHold {
         self.made_immutable = made_immutable;
     }
 
-    /// The file.
-    pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
     /// Whether a lease is held.
     pub(super) fn is_leased(&self) -> bool {
         self.leased
@@ -159,6 +145,31 @@ impl FileHold {
         Ok(())
     }
 
+    fn undo(&self) {
+        if self.made_immutable
+            && let Err(error) = inode_flags::set_immutable(&self.file, false)
+        {
+            tracing::warn!(%error, clone = ?self.clone, "an immutable flag could not be taken back: use chattr -i");
+        }
+        if let Some(path) = &self.clone
+            && let Err(error) = self.remove_clone(path)
+        {
+            tracing::warn!(%error, clone = %path.display(), "a clone could not be removed: use chattr -i and rm");
+        }
+    }
+
+    /// Removes the path only where it still is our file.
+    fn remove_clone(&self, path: &Path) -> io::Result<()> {
+        let (ours, there) = (self.file.metadata()?, fs::symlink_metadata(path)?);
+        if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
+            fs::remove_file(path)
+        } else {
+            Err(io::Error::other("another file has its name now"))
+        }
+    }
+}
+
+impl Hold for FileHold {
     fn check_content(&self) -> Result<(), String> {
         if !self.leased {
             return Ok(());
@@ -184,7 +195,7 @@ impl FileHold {
         }
     }
 
-    fn release_lease(&self) {
+    fn let_openers_in(&self) {
         if let Err(error) = lease::release(&self.file) {
             tracing::warn!(%error, "a lease could not be released; closing the file will");
         }
@@ -193,31 +204,12 @@ impl FileHold {
     fn end(&self) {
         self.ended.call_once(|| {
             self.undo();
-            self.release_lease();
+            self.let_openers_in();
         });
     }
 
-    fn undo(&self) {
-        if self.made_immutable
-            && let Err(error) = inode_flags::set_immutable(&self.file, false)
-        {
-            tracing::warn!(%error, clone = ?self.clone, "an immutable flag could not be taken back: use chattr -i");
-        }
-        if let Some(path) = &self.clone
-            && let Err(error) = self.remove_clone(path)
-        {
-            tracing::warn!(%error, clone = %path.display(), "a clone could not be removed: use chattr -i and rm");
-        }
-    }
-
-    /// Removes the path only where it still is our file.
-    fn remove_clone(&self, path: &Path) -> io::Result<()> {
-        let (ours, there) = (self.file.metadata()?, fs::symlink_metadata(path)?);
-        if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
-            fs::remove_file(path)
-        } else {
-            Err(io::Error::other("another file has its name now"))
-        }
+    fn file(&self) -> &File {
+        &self.file
     }
 }
 

@@ -19,7 +19,7 @@ const DEVICE_READ_MAX: usize = 1 << 20;
 /// What a provider made, before it becomes a frozen image. Its hold ends with the image.
 pub(super) struct Frozen {
     pub(super) description: Description,
-    pub(super) hold: Hold,
+    pub(super) hold: Box<dyn Hold>,
     pub(super) graph: StoreGraph,
     pub(super) mapping: Mapping,
 }
@@ -35,7 +35,7 @@ struct Piece {
 /// A frozen image whose bytes lie still.
 pub(crate) struct PinnedImage {
     description: Description,
-    hold: Hold,
+    hold: Box<dyn Hold>,
     graph: StoreGraph,
     top: StoreId,
     size: u64,
@@ -241,3 +241,6 @@ impl FrozenImage for PinnedImage {
         self.hold.end();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,7 +101,7 @@ impl StillFile<'_> {
         };
         let frozen = Frozen {
             description,
-            hold: Hold::File(self.hold),
+            hold: Box::new(self.hold),
             graph,
             mapping,
         };

@@ -8,6 +8,7 @@ use std::thread;
 use volmap::freeze::Method;
 use volmap::frozen::{Attestation, FrozenError, Stability};
 use volmap::map::Content;
+use volmap::sys::inode_flags;
 
 use crate::rig::{Rig, fragmented_file, pattern, read_all, whole_status};
 
@@ -101,6 +102,28 @@ fn direct_reads_of_a_quiesced_ext4_file_equal_its_bytes() {
     let (bytes, direct) = rig.read_as_proxy(&*image);
     assert!(bytes == frozen && read_all(&*image) == frozen);
     assert!(direct > 3 << 20, "only {direct} bytes were direct");
+}
+
+#[test]
+fn pages_that_were_dirty_at_the_freeze_are_on_the_disk_before_their_place_is_told() {
+    let Some(rig) =
+        Rig::xfs("pages_that_were_dirty_at_the_freeze_are_on_the_disk_before_their_place_is_told")
+    else {
+        return;
+    };
+    let volume = rig.mount.join("disk.img");
+    fs::write(&volume, pattern(4 << 20, 1)).unwrap();
+    File::open(&volume).unwrap().sync_all().unwrap();
+    // Overwritten in place, which FIEMAP does not show, after the file became immutable, which flushes. (XFS lets an old
+    // descriptor write to it.)
+    let file = File::options().write(true).open(&volume).unwrap();
+    inode_flags::set_immutable(&file, true).unwrap();
+    file.write_all_at(&pattern(4 << 20, 2), 0).unwrap();
+    drop(file);
+    let image = rig.freeze(&volume, Method::Static).unwrap();
+    let (bytes, direct) = rig.read_as_proxy(&*image);
+    assert!(bytes == pattern(4 << 20, 2), "stale bytes at a published place");
+    assert_eq!(direct, 4 << 20);
 }
 
 #[test]
