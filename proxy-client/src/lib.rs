@@ -5,6 +5,7 @@
 //! ways to bytes, [`image`] is the format of the image, [`output`] where it goes, [`job`] what is done with all this, verb by
 //! verb; [`error`] is the one error of this crate with its table of exit codes.
 
+pub mod cli;
 pub mod config;
 pub mod error;
 mod file_id;

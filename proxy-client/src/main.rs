@@ -1,2 +1,162 @@
-//! x
-fn main() {}
+//! `proxy-client`: the command.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use indicatif::HumanBytes;
+use proxy_client::cli::{Cli, ErrorFormat, Verb};
+use proxy_client::config::{ImagePath, LunArgument};
+use proxy_client::error::{Error, ErrorKind, Result};
+use proxy_client::job::backup::{BackupOptions, backup};
+use proxy_client::job::inspect::inspect;
+use proxy_client::job::restore::{RestoreOptions, restore};
+use proxy_client::job::verify::verify;
+use proxy_client::progress::Progress;
+use proxy_client::transport::direct::DirectOpener;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let (format, result) = match Cli::try_parse() {
+        Ok(cli) => (cli.error_format, run(cli.verb)),
+        Err(help) if !help.use_stderr() => help.exit(),
+        Err(error) if !json_errors_are_wanted() => error.exit(),
+        Err(error) => (
+            ErrorFormat::Json,
+            Err(Error::new(ErrorKind::Usage, error.render().to_string())),
+        ),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_error(&error, format);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+/// Whether a command line that could not be parsed asked for JSON errors.
+fn json_errors_are_wanted() -> bool {
+    let arguments: Vec<_> = std::env::args().collect();
+    arguments.iter().any(|a| a == "--error-format=json")
+        || arguments
+            .windows(2)
+            .any(|pair| pair[0] == "--error-format" && pair[1] == "json")
+}
+
+fn print_error(error: &Error, format: ErrorFormat) {
+    let row = error.kind().row();
+    match format {
+        ErrorFormat::Text => eprintln!("proxy-client: {error}\n{}", row.advice),
+        ErrorFormat::Json => eprintln!(
+            "{}",
+            serde_json::json!({
+                "kind": row.name, "message": error.to_string(), "advice": row.advice, "exit_code": row.exit_code,
+            })
+        ),
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Backup(args) => {
+            let options = BackupOptions {
+                uri: args
+                    .uri
+                    .parse()
+                    .map_err(|e| Error::new(ErrorKind::Usage, format!("{}: {e}", args.uri)))?,
+                output: ImagePath::new(&args.output),
+                luns: args
+                    .lun
+                    .iter()
+                    .map(|text| LunArgument::parse(text))
+                    .collect::<Result<_>>()?,
+                require_direct: args.require_direct,
+                audit_percent: args.audit,
+            };
+            let report = in_runtime(backup(&options, &DirectOpener, &Progress::on_terminal()))?;
+            if args.json {
+                let line = serde_json::json!(report).to_string();
+                if options.output == ImagePath::Stdio {
+                    to_stderr(&line)
+                } else {
+                    to_stdout(&line)?
+                }
+            } else {
+                to_stderr(report.to_string().trim_end());
+            }
+            report.policy_verdict()
+        }
+        Verb::Restore(args) => {
+            let options = RestoreOptions {
+                image: args.image,
+                output: args.output,
+                force: args.force,
+            };
+            let restored = watched(|progress| restore(&options, progress))?;
+            to_stderr(&format!(
+                "restored {} to {}, root {}",
+                HumanBytes(restored.header.size),
+                options.output.display(),
+                restored.end.root
+            ));
+            restored.unreadable.error().map_or(Ok(()), Err)
+        }
+        Verb::Verify(args) => {
+            let verified = watched(|progress| verify(&args.image, progress))?;
+            to_stderr(&format!(
+                "the image is good: {}, root {}",
+                HumanBytes(verified.header.size),
+                verified.end.root
+            ));
+            verified.unreadable.error().map_or(Ok(()), Err)
+        }
+        Verb::Demo(_) => Ok(()),
+        Verb::Inspect(args) => {
+            let inspected = inspect(&args.image)?;
+            to_stdout(&if args.json {
+                inspected.to_json().to_string()
+            } else {
+                inspected.to_string()
+            })
+        }
+    }
+}
+
+/// Runs a job that tells how far it is, with a progress bar.
+fn watched<T>(job: impl FnOnce(&mut dyn FnMut(u64, u64)) -> Result<T>) -> Result<T> {
+    let progress = Progress::on_terminal();
+    let result = job(&mut |done, size| progress.update_bytes(done, size));
+    progress.end();
+    result
+}
+
+/// Runs a job until it ends or the operator interrupts it.
+fn in_runtime<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(ErrorKind::Io, "the runtime cannot start").caused_by(error))?;
+    runtime.block_on(async {
+        tokio::select! {
+            result = job => result,
+            _ = tokio::signal::ctrl_c() => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
+        }
+    })
+}
+
+#[allow(clippy::print_stdout, reason = "results are what stdout is for")]
+fn to_stdout(line: &str) -> Result<()> {
+    let failed = |error| Error::new(ErrorKind::Io, "standard output cannot be written").caused_by(error);
+    writeln!(std::io::stdout().lock(), "{line}").map_err(failed)
+}
+
+fn to_stderr(line: &str) {
+    eprintln!("{line}");
+}

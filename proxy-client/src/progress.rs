@@ -39,6 +39,12 @@ impl Progress {
         self.bar.set_position(tally.bytes_done());
     }
 
+    /// This much of a volume of `size` bytes is done.
+    pub fn update_bytes(&self, done: u64, size: u64) {
+        self.bar.set_length(size);
+        self.bar.set_position(done);
+    }
+
     /// The job has ended, well or not: the bar goes.
     pub fn end(&self) {
         self.bar.finish_and_clear();

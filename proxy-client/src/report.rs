@@ -5,6 +5,7 @@ use std::fmt;
 use indicatif::{HumanBytes, HumanDuration};
 use serde::Serialize;
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::Tally;
 
 /// One LUN of the job.
@@ -89,6 +90,21 @@ impl BackupReport {
                 .collect(),
             policy_missed: None,
         }
+    }
+
+    /// What the policy makes of it. The image is complete and valid in either case.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PolicyMissed`].
+    pub fn policy_verdict(&self) -> Result<()> {
+        let Some(wanted) = self.policy_missed else {
+            return Ok(());
+        };
+        let message = format!(
+            "only {:.1} % of the data was read directly, --require-direct wants {wanted} %; the image is complete and valid",
+            self.percent_direct
+        );
+        Err(Error::new(ErrorKind::PolicyMissed, message))
     }
 }
 

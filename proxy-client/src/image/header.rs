@@ -31,6 +31,15 @@ pub enum LunProof {
     SampledOnly,
 }
 
+impl std::fmt::Display for LunProof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tag => "tag",
+            Self::SampledOnly => "sampled only",
+        })
+    }
+}
+
 /// A LUN that was read.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LunRecord {

@@ -1,7 +1,9 @@
 //! `inspect`: what an image says of itself, without reading its data.
 
+use std::fmt;
 use std::path::Path;
 
+use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -43,7 +45,7 @@ impl Inspected {
             "image": header.image.to_string(),
             "volume": header.volume,
             "size": header.size,
-            "frozen": header.frozen.to_string(),
+            "frozen": (!header.frozen.is_nil()).then(|| header.frozen.to_string()),
             "description": header.description,
             "created": header.created,
             "software": header.software,
@@ -63,5 +65,46 @@ impl Inspected {
             "bytes_remapped_direct": end.totals.remapped_direct,
             "validations": end.totals.validations,
         })
+    }
+}
+
+/// A few lines for people.
+impl fmt::Display for Inspected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (header, end) = (&self.header, &self.end);
+        writeln!(f, "volume    {} ({})", header.volume, HumanBytes(header.size))?;
+        if header.frozen.is_nil() {
+            writeln!(f, "frozen    the server named no frozen image")?;
+        } else {
+            writeln!(f, "frozen    {}", header.frozen)?;
+        }
+        if !header.description.is_empty() {
+            writeln!(f, "          {}", header.description)?;
+        }
+        writeln!(f, "image     {} by {}", header.image, header.software)?;
+        writeln!(f, "root      {}", end.root)?;
+        for store in &header.stores {
+            match store.depth {
+                Some(depth) => writeln!(f, "store {depth}   {}", store.identity)?,
+                None => writeln!(f, "disk      {}", store.identity)?,
+            }
+        }
+        for lun in &header.luns {
+            writeln!(
+                f,
+                "lun       {} at {}, proof: {}",
+                lun.identity, lun.path, lun.proof
+            )?;
+        }
+        writeln!(f, "direct    {}", HumanBytes(end.tally.direct))?;
+        writeln!(f, "nbd       {}", HumanBytes(end.tally.nbd))?;
+        writeln!(f, "zero      {}", HumanBytes(end.tally.zero + end.tally.hole))?;
+        writeln!(
+            f,
+            "moved     {}, {} of it then read directly",
+            HumanBytes(end.totals.moved),
+            HumanBytes(end.totals.remapped_direct)
+        )?;
+        write!(f, "damaged   {}", HumanBytes(end.tally.unreadable))
     }
 }

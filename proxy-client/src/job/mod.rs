@@ -1,5 +1,6 @@
 //! What a proxy does, one verb a file.
 
+pub mod backup;
 pub mod inspect;
 pub mod restore;
 mod unreadable;

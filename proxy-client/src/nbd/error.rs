@@ -38,11 +38,16 @@ impl NbdError {
         matches!(self, Self::Io(_) | Self::Closed | Self::Timeout)
     }
 
-    /// Whether the server says that the export has ended, or that it never had one of this name.
+    /// Whether the server says that the export has ended (law H6).
     pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Server(error) if error.errno == Errno::Shutdown)
+    }
+
+    /// Whether the server has no export of that name for us.
+    pub fn is_unknown_export(&self) -> bool {
         match self {
-            Self::Server(error) => error.errno == Errno::Shutdown,
             Self::Protocol(ProtocolError::Refused(refused)) => refused.reply == OptionReplyCode::ERR_UNKNOWN,
+            Self::Protocol(ProtocolError::ExportNameRefused) => true,
             _ => false,
         }
     }

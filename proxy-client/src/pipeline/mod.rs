@@ -6,12 +6,16 @@
 mod fetch;
 mod limits;
 mod luns;
+mod run;
 mod source;
+mod tag;
 mod tally;
 #[cfg(test)]
 mod world;
 
 pub use fetch::FetchPolicy;
 pub use luns::{Luns, Proof, random_below};
+pub use run::{Finished, run};
 pub use source::{FrozenSource, generations_whole, map_whole};
+pub use tag::prove_by_tag;
 pub use tally::Tally;

@@ -3,3 +3,4 @@
 //! Nothing here decides whether bytes may be kept: that is the pipeline's validation (docs/law.md).
 
 pub mod direct;
+pub mod nbd;

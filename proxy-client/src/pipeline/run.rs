@@ -1,0 +1,187 @@
+//! The pipeline itself: batches are fetched and encoded side by side, and written one after the other.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream, TryStreamExt};
+use tokio::sync::mpsc;
+use volmap::range::ByteRange;
+
+use super::fetch::{FetchPolicy, Fetched, fetch};
+use super::limits::{BATCH_DATA, BATCH_EXTENTS, BATCHES_IN_FLIGHT, MAP_WINDOW};
+use super::luns::Luns;
+use super::source::FrozenSource;
+use super::tally::Tally;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{
+    Content, DEFAULT_LEVEL, EncodedPiece, Encoder, End, LEAF, Record, Totals, compress_piece,
+};
+use crate::output::Output;
+use crate::plan::batch::{Batch, BatchLimits, Batcher};
+use crate::progress::Progress;
+
+/// A job that has written everything, and has committed nothing yet.
+pub struct Finished {
+    /// What became of the bytes.
+    pub tally: Tally,
+    /// The END of the image.
+    pub end: End,
+    /// The output, to be committed.
+    pub output: Box<dyn Output>,
+}
+
+/// A batch, ready to be written.
+struct Encoded {
+    pieces: Vec<EncodedPiece>,
+    tally: Tally,
+}
+
+/// What the writer is told.
+enum Order {
+    Write(Encoded),
+    /// That was everything. Without this order the end of the orders is not the end of the work.
+    Finish,
+}
+
+/// Backs the whole of `source` up: fetches, encodes and writes. On an error nothing is committed.
+///
+/// # Errors
+/// The first error of any stage.
+pub async fn run<S: FrozenSource>(
+    source: &S,
+    luns: &Luns,
+    policy: FetchPolicy,
+    (encoder, header): (Encoder, Bytes),
+    output: Box<dyn Output>,
+    progress: &Progress,
+) -> Result<Finished> {
+    let (to_writer, orders) = mpsc::channel(1);
+    let writer_progress = progress.clone();
+    let writer =
+        tokio::task::spawn_blocking(move || write(encoder, &header, output, orders, &writer_progress));
+
+    let confirmations = AtomicU64::new(0);
+    let encoded = batches(source, &confirmations)
+        .map_ok(|(batch, map_age)| {
+            let confirmations = &confirmations;
+            async move {
+                // Law P0: a map is stale once anything was confirmed after it was learnt.
+                let stale = confirmations.load(Ordering::SeqCst) != map_age;
+                let fetched = fetch(source, luns, policy, batch, stale).await?;
+                confirmations.fetch_add(fetched.tally.validations, Ordering::SeqCst);
+                tokio::task::spawn_blocking(move || encode(fetched))
+                    .await
+                    .map_err(broken)
+            }
+        })
+        .try_buffered(BATCHES_IN_FLIGHT);
+    let mut encoded = std::pin::pin!(encoded);
+    let fed: Result<()> = async {
+        // A writer that takes no more orders has failed, and its own error says why.
+        while let Some(batch) = encoded.try_next().await? {
+            if to_writer.send(Order::Write(batch)).await.is_err() {
+                return Ok(());
+            }
+        }
+        to_writer.send(Order::Finish).await.ok();
+        Ok(())
+    }
+    .await;
+    drop(to_writer);
+    let written = writer.await.map_err(broken)?;
+    fed?;
+    written
+}
+
+fn broken(error: tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Io, "a thread of the pipeline broke down").caused_by(error)
+}
+
+/// The batches of the volume in order, each with the number of confirmations before its map was asked for.
+fn batches<'a, S: FrozenSource>(
+    source: &'a S,
+    confirmations: &'a AtomicU64,
+) -> impl Stream<Item = Result<(Batch, u64)>> + 'a {
+    let limits = BatchLimits {
+        leaf: LEAF,
+        data: BATCH_DATA,
+        extents: BATCH_EXTENTS,
+    };
+    let start = (Batcher::new(source.size(), limits), 0);
+    stream::try_unfold(start, move |(mut batcher, mut map_age)| async move {
+        loop {
+            if let Some(batch) = batcher.take() {
+                return Ok(Some(((batch, map_age), (batcher, map_age))));
+            }
+            let at = batcher.next_offset();
+            let Some(window) = ByteRange::from_bounds(at, source.size().min(at.saturating_add(MAP_WINDOW)))
+            else {
+                return Ok(None);
+            };
+            map_age = confirmations.load(Ordering::SeqCst);
+            batcher.feed(source.map(window).await?);
+        }
+    })
+}
+
+/// Compresses and hashes a batch: pure work, on a thread of its own.
+fn encode(fetched: Fetched) -> Encoded {
+    let mut records = fetched.records.as_slice();
+    let pieces = fetched
+        .stretches
+        .iter()
+        .map(|stretch| {
+            let first = records.partition_point(|r| r.range.end() <= stretch.range.start());
+            records = &records[first..];
+            let own: Vec<Record> = records
+                .iter()
+                .map_while(|r| {
+                    r.range
+                        .intersection(stretch.range)
+                        .map(|range| Record { range, ..*r })
+                })
+                .collect();
+            let content = stretch.bytes.as_deref().map_or(Content::Zeroes, Content::Bytes);
+            compress_piece(stretch.range, content, &own, DEFAULT_LEVEL)
+        })
+        .collect();
+    Encoded {
+        pieces,
+        tally: fetched.tally,
+    }
+}
+
+/// The writer's thread: everything in volume order.
+fn write(
+    mut encoder: Encoder,
+    header: &[u8],
+    mut output: Box<dyn Output>,
+    mut orders: mpsc::Receiver<Order>,
+    progress: &Progress,
+) -> Result<Finished> {
+    output.write(header)?;
+    let mut tally = Tally::default();
+    loop {
+        let encoded = match orders.blocking_recv() {
+            Some(Order::Write(encoded)) => encoded,
+            Some(Order::Finish) => break,
+            None => return Err(Error::new(ErrorKind::Interrupted, "the pipeline ended early")),
+        };
+        for piece in encoded.pieces {
+            for bytes in encoder.append(piece)? {
+                output.write(&bytes)?;
+            }
+        }
+        tally.add(&encoded.tally);
+        progress.update(&tally);
+    }
+    let (rest, end) = encoder.finish(Totals {
+        moved: tally.bytes_moved,
+        remapped_direct: tally.bytes_remapped_direct,
+        validations: tally.validations,
+    })?;
+    for bytes in rest {
+        output.write(&bytes)?;
+    }
+    Ok(Finished { tally, end, output })
+}
