@@ -1,36 +1,28 @@
 //! One session with many requests in flight.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use nbd_export::proto::handshake::{Goal, Outcome};
-use nbd_export::proto::transmission::{ClientTransmission, Completion, ContextStatus, Finished};
-use nbd_export::proto::{Command, ContextId, ContextName, Cookie, Negotiated};
+use nbd_export::proto::transmission::{Completion, ContextStatus};
+use nbd_export::proto::{Command, ContextId, ContextName, Negotiated};
 use nbd_export::uri::NbdUri;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::task::JoinHandle;
 use volmap::range::ByteRange;
 
-use super::dial::{Stream, dial};
+use super::dial::{Dialled, dial};
+use super::driver::{Driver, Submission};
 use super::error::NbdError;
-use super::limits::{INPUT_CHUNK, REQUEST_DEADLINE, REQUESTS_IN_FLIGHT};
+use super::limits::{Deadlines, REQUESTS_IN_FLIGHT};
 
-/// A request, and where its result goes.
-struct Submission {
-    command: Command,
-    result: oneshot::Sender<Result<Completion, NbdError>>,
-}
-
-/// A session with a server. Requests may be made from many tasks at once; replies come in any order. Dropped, it says
-/// goodbye and closes.
+/// A session with a server. Requests may be made from many tasks at once; replies come in any order. What ended it,
+/// if anything did, is what every later request is told. Dropped, it awaits what is in flight, says goodbye and closes.
 pub struct Connection {
     session: Arc<Negotiated>,
     requests: mpsc::Sender<Submission>,
-    /// Ends with the connection when a request has timed out: after that nothing the server says is of use.
-    driver: JoinSet<()>,
+    ending: Arc<OnceLock<NbdError>>,
+    driver: JoinHandle<()>,
 }
 
 impl Connection {
@@ -47,23 +39,22 @@ impl Connection {
             },
         )
         .await?;
+        Self::start(dialled, Deadlines::default())
+    }
+
+    /// Begins transmission on a socket that has got there.
+    pub(super) fn start(dialled: Dialled, deadlines: Deadlines) -> Result<Self, NbdError> {
         let Outcome::Transmission(session) = dialled.outcome else {
             return Err(NbdError::Closed);
         };
         let (requests, submissions) = mpsc::channel(REQUESTS_IN_FLIGHT);
-        let driver = Driver {
-            stream: dialled.stream,
-            input: dialled.input,
-            output: BytesMut::new(),
-            transmission: ClientTransmission::new((*session).clone()),
-            waiting: HashMap::new(),
-        };
-        let mut tasks = JoinSet::new();
-        tasks.spawn(driver.run(submissions));
+        let ending = Arc::new(OnceLock::new());
+        let driver = Driver::new(dialled.stream, dialled.input, (*session).clone(), deadlines);
         Ok(Self {
             session: Arc::new(*session),
             requests,
-            driver: tasks,
+            ending: Arc::clone(&ending),
+            driver: tokio::spawn(driver.run(submissions, ending)),
         })
     }
 
@@ -88,6 +79,14 @@ impl Connection {
             Completion::Read(reply) => Ok(reply.data),
             _ => Err(NbdError::Closed),
         }
+    }
+
+    /// Makes all that was written so far, by this connection and others where the export can multi-conn, durable.
+    ///
+    /// # Errors
+    /// [`NbdError`].
+    pub async fn flush(&self) -> Result<(), NbdError> {
+        self.request(Command::Flush).await.map(|_| ())
     }
 
     /// Writes bytes; they are on stable storage at the return (FUA) if the export knows that flag.
@@ -153,96 +152,22 @@ impl Connection {
 
     async fn request(&self, command: Command) -> Result<Completion, NbdError> {
         let (result, answer) = oneshot::channel();
-        let asked = async {
-            self.requests
-                .send(Submission { command, result })
-                .await
-                .map_err(|_| NbdError::Closed)?;
-            answer.await.unwrap_or(Err(NbdError::Closed))
-        };
-        timeout(REQUEST_DEADLINE, asked)
-            .await
-            .unwrap_or(Err(NbdError::Timeout))
+        // The driver keeps the deadlines, and ends the session when one passes.
+        if self.requests.send(Submission { command, result }).await.is_err() {
+            return Err(self.ended());
+        }
+        answer.await.unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    fn ended(&self) -> NbdError {
+        self.ending.get().cloned().unwrap_or(NbdError::Closed)
     }
 
     /// Says goodbye once every request is answered, and waits until that is sent.
     pub async fn disconnect(self) {
-        let Self {
-            requests, mut driver, ..
-        } = self;
+        let Self { requests, driver, .. } = self;
         drop(requests);
-        driver.join_next().await;
-    }
-}
-
-/// Owns the socket.
-struct Driver {
-    stream: Box<dyn Stream>,
-    input: BytesMut,
-    output: BytesMut,
-    transmission: ClientTransmission,
-    waiting: HashMap<Cookie, oneshot::Sender<Result<Completion, NbdError>>>,
-}
-
-impl Driver {
-    async fn run(mut self, submissions: mpsc::Receiver<Submission>) {
-        let error = match self.drive(submissions).await {
-            Ok(()) => NbdError::Closed,
-            Err(error) => error,
-        };
-        for (_, result) in self.waiting.drain() {
-            // A caller that has given up wants no answer.
-            let _ = result.send(Err(error.clone()));
-        }
-    }
-
-    /// Until every handle is gone and every request answered, or the connection fails.
-    async fn drive(&mut self, mut submissions: mpsc::Receiver<Submission>) -> Result<(), NbdError> {
-        let mut open = true;
-        loop {
-            while let Some(finished) = self.transmission.advance(&mut self.input)? {
-                self.deliver(finished);
-            }
-            if !open && self.waiting.is_empty() {
-                self.transmission.disconnect(&mut self.output);
-                self.stream.write_all_buf(&mut self.output).await?;
-                return Ok(());
-            }
-            let room = open && self.waiting.len() < REQUESTS_IN_FLIGHT;
-            self.input.reserve(INPUT_CHUNK);
-            // Reading and writing go on beside each other: a server may stop reading until its replies are taken.
-            let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
-            tokio::select! {
-                read = reader.read_buf(&mut self.input) => {
-                    if read? == 0 {
-                        return Err(NbdError::Closed);
-                    }
-                }
-                written = writer.write_buf(&mut self.output), if !self.output.is_empty() => {
-                    written?;
-                }
-                submission = submissions.recv(), if room => match submission {
-                    Some(submission) => self.submit(submission),
-                    None => open = false,
-                },
-            }
-        }
-    }
-
-    fn submit(&mut self, Submission { command, result }: Submission) {
-        match self.transmission.submit(&command, &mut self.output) {
-            Ok(cookie) => {
-                self.waiting.insert(cookie, result);
-            }
-            Err(rule) => {
-                let _ = result.send(Err(NbdError::Unfit(rule)));
-            }
-        }
-    }
-
-    fn deliver(&mut self, Finished { cookie, result }: Finished) {
-        if let Some(waiting) = self.waiting.remove(&cookie) {
-            let _ = waiting.send(result.map_err(NbdError::Server));
-        }
+        // It ends by itself, by its deadlines at the latest; a panic there was reported by the runtime.
+        let _ = driver.await;
     }
 }

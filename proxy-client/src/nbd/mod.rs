@@ -1,12 +1,16 @@
 //! The NBD client: tokio drives the client half of [`nbd_export::proto`].
 //!
-//! `dial` opens sockets and shakes hands; `connection` keeps many requests in flight on one session, each known by its
-//! cookie; `error` says whose fault a failure was. A reply reaches the caller whole and checked, or not at all.
+//! `dial` opens sockets and shakes hands; `connection` is the handle of one session, `driver` the task that owns its
+//! socket, keeps many requests in flight and knows each by its cookie; `error` says whose fault a failure was. A reply
+//! reaches the caller whole and checked, or not at all; what ended a session is told to everybody who comes later.
 
 mod connection;
 mod dial;
+mod driver;
 mod error;
 mod limits;
+#[cfg(test)]
+mod tests;
 
 pub use connection::Connection;
 pub use dial::{list_contexts, list_exports};
