@@ -19,9 +19,3 @@ pub const HOLE_CHUNK_MIN: u64 = 4096;
 
 /// Bytes read at a time to warm the cache for CMD_CACHE: the memory one such request takes.
 pub const CACHE_STEP: u64 = 1 << 20;
-
-/// Smallest tag in bytes: a nonce in a block of its own on a disk of 4096-byte blocks.
-pub const TAG_SIZE_MIN: u64 = 4096;
-
-/// Largest tag in bytes: anything larger is likely not meant to be overwritten by whoever connects.
-pub const TAG_SIZE_MAX: u64 = 16 << 20;

@@ -16,7 +16,7 @@ mod model;
 mod origin;
 mod reach;
 #[cfg(test)]
-mod scripted;
+pub(crate) mod scripted;
 mod tag;
 mod x_volmap;
 
@@ -26,4 +26,4 @@ pub use model::{
     Piece, ReadShape,
 };
 pub use origin::OriginExport;
-pub use tag::{TagError, TagExport};
+pub use tag::TagExport;

@@ -13,9 +13,9 @@ use volmap::map::Content;
 use volmap::range::ByteRange;
 use volmap::store::{Below, Place, Segment, Store, StoreGraph, StoreId, StoreKind};
 
-pub(super) const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
-pub(super) struct Scripted {
+pub(crate) struct Scripted {
     description: Description,
     graph: StoreGraph,
     extents: Mutex<Vec<StatusExtent>>,
@@ -24,7 +24,7 @@ pub(super) struct Scripted {
 }
 
 impl Scripted {
-    pub(super) fn new(graph: StoreGraph, extents: Vec<StatusExtent>) -> Arc<Self> {
+    pub(crate) fn new(graph: StoreGraph, extents: Vec<StatusExtent>) -> Arc<Self> {
         Arc::new(Self {
             description: Description {
                 uuid: Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
@@ -42,7 +42,7 @@ impl Scripted {
     }
 
     /// 1 MiB of data, a hole of 1 MiB, a zero of 1 MiB, 1 MiB of data; without locations.
-    pub(super) fn with_holes() -> Arc<Self> {
+    pub(crate) fn with_holes() -> Arc<Self> {
         let contents = [Content::Data, Content::Hole, Content::Zero, Content::Data];
         let extents = (0..).zip(contents).map(|(at, content)| StatusExtent {
             range: ByteRange::new(at * MIB, MIB).unwrap(),
@@ -54,7 +54,7 @@ impl Scripted {
     }
 
     /// How many times the status was asked for.
-    pub(super) fn samples(&self) -> usize {
+    pub(crate) fn samples(&self) -> usize {
         self.samples.load(Ordering::SeqCst)
     }
 }
@@ -116,7 +116,7 @@ impl FrozenImage for Scripted {
 }
 
 /// A store of `size` bytes named `id:NAME`.
-pub(super) fn store(kind: StoreKind, name: &str, size: u64, below: Below) -> Store {
+pub(crate) fn store(kind: StoreKind, name: &str, size: u64, below: Below) -> Store {
     Store {
         kind,
         identity: Identity::new("id", name).unwrap(),
@@ -127,7 +127,7 @@ pub(super) fn store(kind: StoreKind, name: &str, size: u64, below: Below) -> Sto
 }
 
 /// `len` bytes from `start` lie at `offset` of `below`.
-pub(super) fn segment(start: u64, len: u64, below: StoreId, offset: u64) -> Segment {
+pub(crate) fn segment(start: u64, len: u64, below: StoreId, offset: u64) -> Segment {
     Segment {
         range: ByteRange::new(start, len).unwrap(),
         below: Place { store: below, offset },

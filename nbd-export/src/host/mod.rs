@@ -11,6 +11,8 @@ pub mod control;
 mod registry;
 mod report;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub use registry::{Host, TAG_SUFFIX};
 pub use report::{ExportReport, FrozenReport, Listing, State, VolumeReport};

@@ -15,6 +15,8 @@ mod listener;
 mod replies;
 mod run;
 mod session;
+#[cfg(test)]
+mod tests;
 mod unix_socket;
 
 pub use address::Addresses;

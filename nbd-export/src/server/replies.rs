@@ -186,3 +186,141 @@ impl Answerer {
 fn length_32(length: u64) -> u32 {
     u32::try_from(length).expect("a request has at most 32 MiB")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use volmap::frozen::StatusExtent;
+    use volmap::generation::Generation;
+    use volmap::map::Content;
+    use volmap::store::{Below, Place, StoreGraph, StoreKind};
+
+    use super::*;
+    use crate::export::FrozenExport;
+    use crate::export::scripted::{Scripted, segment, store};
+    use crate::proto::{Cookie, HeaderStyle, Negotiated, SelectedContext};
+
+    /// The example of docs/x-volmap.md: 64 KiB of a file, its first half on lun0 from 1 MiB on, then a hole, then data whose
+    /// place moved to 16 MiB.
+    fn example() -> FrozenExport {
+        let mut graph = StoreGraph::new();
+        let disk = graph.add(store(StoreKind::Disk, "lun0", 1 << 30, Below::Disk));
+        let file = graph.add(store(
+            StoreKind::File,
+            "f",
+            65_536,
+            Below::Segments(vec![
+                segment(0, 32_768, disk, 1 << 20),
+                segment(49_152, 16_384, disk, 16 << 20),
+            ]),
+        ));
+        let extent = |start, len, content, counter: u64, place| StatusExtent {
+            range: ByteRange::new(start, len).unwrap(),
+            content,
+            generation: Generation::from_wire(0x12_3456_789a << 24 | counter),
+            place: match place {
+                true => Some(Place {
+                    store: file,
+                    offset: start,
+                }),
+                false => None,
+            },
+        };
+        let extents = vec![
+            extent(0, 32_768, Content::Data, 1, true),
+            extent(32_768, 16_384, Content::Hole, 1, false),
+            extent(49_152, 16_384, Content::Data, 2, true),
+        ];
+        FrozenExport::new(Scripted::new(graph, extents))
+    }
+
+    fn answerer(names: &[&str]) -> Answerer {
+        let export: Arc<dyn Export> = Arc::new(example());
+        let position = |name: &str| export.contexts().iter().position(|c| c.name == name).unwrap();
+        let selected: Vec<Selected> = (1..)
+            .zip(names)
+            .map(|(id, name)| Selected {
+                id: ContextId(id),
+                index: ContextIndex(position(name)),
+            })
+            .collect();
+        let session = Negotiated {
+            requested: crate::proto::ExportName::default(),
+            export: crate::proto::ExportInfo {
+                name: crate::proto::ExportName::default(),
+                size: 65_536,
+                flags: crate::proto::TransmissionFlags::HAS_FLAGS,
+                block: crate::proto::BlockSizes::default(),
+                description: String::new(),
+            },
+            style: HeaderStyle::Extended,
+            contexts: Vec::<SelectedContext>::new(),
+        };
+        Answerer {
+            encoder: ReplyEncoder::new(&session),
+            export,
+            selected,
+        }
+    }
+
+    fn hex(reply: &Reply) -> Vec<String> {
+        let bytes = reply.concat();
+        let words: Vec<String> = bytes
+            .chunks(8)
+            .map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect())
+            .collect();
+        words.chunks(4).map(|line| line.join(" ")).collect()
+    }
+
+    const TO: ReplyTo = ReplyTo {
+        cookie: Cookie(0xc0),
+        offset: 0,
+    };
+
+    fn ask(answerer: &Answerer, filter: Option<Vec<ContextId>>) -> Reply {
+        let command = Command::BlockStatus {
+            offset: 0,
+            length: 65_536,
+            req_one: false,
+            filter,
+        };
+        answerer.answer(TO, command)
+    }
+
+    /// Quoted in docs/x-volmap.md, "A map in bytes".
+    const GOLDEN: &str = "\
+        6e8a278c00000006 00000000000000c0 0000000000000000 0000000000000038\n\
+        0000000100000003 0000000000008000 0000000000000000 0000000000004000\n\
+        0000000000000003 0000000000004000 0000000000000000 6e8a278c00000006\n\
+        00000000000000c0 0000000000000000 0000000000000028 0000000200000002\n\
+        000000000000c000 123456789a000001 0000000000004000 123456789a000002\n\
+        6e8a278c00010006 00000000000000c0 0000000000000000 0000000000000038\n\
+        0000000300000003 0000000000008000 8000000000100000 0000000000004000\n\
+        0000000000000000 0000000000004000 8000000001000000";
+
+    /// Quoted in docs/x-volmap.md, "A validation in bytes".
+    const GOLDEN_VALIDATION: &str = "\
+        6e8a278c00010006 00000000000000c0 0000000000000000 0000000000000028\n\
+        0000000200000002 000000000000c000 123456789a000001 0000000000004000\n\
+        123456789a000002";
+
+    #[test]
+    fn golden_map_and_validation() {
+        let answerer = answerer(&["base:allocation", "x-volmap:generation", "x-volmap:disk:id:lun0"]);
+        assert_eq!(hex(&ask(&answerer, None)).join("\n"), GOLDEN);
+        let validation = ask(&answerer, Some(vec![ContextId(2)]));
+        assert_eq!(hex(&validation).join("\n"), GOLDEN_VALIDATION);
+    }
+
+    #[test]
+    fn the_document_quotes_these_bytes() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/x-volmap.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        for golden in [GOLDEN, GOLDEN_VALIDATION] {
+            for word in golden.split_ascii_whitespace() {
+                assert!(document.contains(word), "docs/x-volmap.md does not show {word}");
+            }
+        }
+    }
+}

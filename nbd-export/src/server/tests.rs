@@ -1,0 +1,451 @@
+//! A whole server on a Unix socket against the client half of `proto`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use volmap::frozen::FrozenImage;
+use volmap::range::ByteRange;
+
+use super::limits::{BYTES_MAX, REQUESTS_MAX};
+use super::{Audience, Exports, Offer, Server};
+use crate::config::Listener;
+use crate::export::{
+    BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, FrozenExport, Piece, ReadShape,
+    scripted::{MIB, Scripted},
+};
+use crate::proto::constants::OptionCode;
+use crate::proto::handshake::{ClientHandshake, ClientProgress, Goal, Outcome};
+use crate::proto::transmission::client::{ClientTransmission, Completion, ServerError};
+use crate::proto::{
+    BlockSizes, Command, ContextName, Errno, ExportName, HeaderStyle, ProtocolError, TransmissionFlags,
+};
+
+/// One export for everybody, called `e`, and one for those who may write, called `w`.
+struct Two {
+    everybody: Arc<dyn Export>,
+    writers: Arc<dyn Export>,
+}
+
+impl Exports for Two {
+    fn offers(&self, audience: Audience) -> Vec<Offer> {
+        let offer = |name: &str, writable| Offer {
+            name: name.into(),
+            description: String::new(),
+            writable,
+        };
+        [offer("e", false), offer("w", true)]
+            .into_iter()
+            .filter(|o| audience.may_have(o.writable))
+            .collect()
+    }
+
+    fn open(&self, name: &str, audience: Audience) -> Option<Arc<dyn Export>> {
+        match name {
+            "e" => Some(Arc::clone(&self.everybody)),
+            "w" if audience.writable => Some(Arc::clone(&self.writers)),
+            _ => None,
+        }
+    }
+}
+
+/// Counts who is in it at a time, and waits before it answers.
+struct Slow {
+    inside: AtomicUsize,
+    most: AtomicUsize,
+    wait: Duration,
+}
+
+impl Slow {
+    fn new(wait: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            inside: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+            wait,
+        })
+    }
+}
+
+impl Export for Slow {
+    fn info(&self) -> ExportInfo {
+        ExportInfo {
+            size: 1 << 40,
+            writable: true,
+            block: BlockSizes::default(),
+            description: String::new(),
+        }
+    }
+
+    fn contexts(&self) -> &[Context] {
+        &[]
+    }
+
+    fn read(&self, range: ByteRange, _: ReadShape) -> Result<Vec<Piece>, ExportError> {
+        assert_ne!(range.start(), 4711, "a bug of ours");
+        let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(inside, Ordering::SeqCst);
+        std::thread::sleep(self.wait);
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+        Ok(vec![Piece::Data {
+            offset: range.start(),
+            bytes: vec![1; usize::try_from(range.len()).unwrap()],
+        }])
+    }
+
+    fn block_status(&self, _: ByteRange, _: &[ContextIndex], _: bool) -> Result<BlockStatus, ExportError> {
+        Err(ExportError::Unsupported("no contexts"))
+    }
+
+    fn cache(&self, _: ByteRange) -> Result<(), ExportError> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), ExportError> {
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8], _: bool) -> Result<(), ExportError> {
+        Ok(())
+    }
+}
+
+struct Running {
+    dir: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    done: JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(everybody: Arc<dyn Export>, writers: Arc<dyn Export>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listeners = [Listener::Unix {
+            path: dir.path().join("s"),
+        }];
+        let server = Server::bind(&listeners, Arc::new(Two { everybody, writers }))
+            .await
+            .unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let done = tokio::spawn(server.run(async move {
+            let _ = stopped.await;
+        }));
+        Self {
+            dir,
+            stop: Some(stop),
+            done,
+        }
+    }
+
+    async fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.dir.path().join("s")).await.unwrap()
+    }
+
+    async fn session(&self, export: &str, style: HeaderStyle, contexts: &[&str]) -> Session {
+        Session::open(self.connect().await, export, style, contexts)
+            .await
+            .unwrap()
+    }
+
+    fn stop(&mut self) {
+        let _ = self.stop.take().unwrap().send(());
+    }
+}
+
+struct Session {
+    stream: UnixStream,
+    input: BytesMut,
+    output: BytesMut,
+    client: ClientTransmission,
+}
+
+impl Session {
+    async fn open(
+        mut stream: UnixStream,
+        export: &str,
+        style: HeaderStyle,
+        contexts: &[&str],
+    ) -> Result<Self, Option<ProtocolError>> {
+        let goal = Goal::Transmission {
+            export: ExportName::new(export).unwrap(),
+            contexts: contexts.iter().map(|c| ContextName::new(c).unwrap()).collect(),
+        };
+        let mut handshake = ClientHandshake::new(goal, style);
+        let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
+        loop {
+            let progress = handshake.advance(&mut input, &mut output).map_err(Some)?;
+            stream.write_all_buf(&mut output).await.map_err(|_| None)?;
+            match progress {
+                ClientProgress::NeedInput => {
+                    if stream.read_buf(&mut input).await.map_err(|_| None)? == 0 {
+                        return Err(None);
+                    }
+                }
+                ClientProgress::Done(Outcome::Transmission(session)) => {
+                    return Ok(Self {
+                        stream,
+                        input,
+                        output,
+                        client: ClientTransmission::new(*session),
+                    });
+                }
+                ClientProgress::Done(_) => panic!("transmission was the goal"),
+            }
+        }
+    }
+
+    fn submit(&mut self, command: &Command) {
+        self.client.submit(command, &mut self.output).unwrap();
+    }
+
+    async fn next(&mut self) -> Result<Completion, ServerError> {
+        loop {
+            self.stream.write_all_buf(&mut self.output).await.unwrap();
+            if let Some(finished) = self.client.advance(&mut self.input).unwrap() {
+                return finished.result;
+            }
+            assert_ne!(
+                self.stream.read_buf(&mut self.input).await.unwrap(),
+                0,
+                "server closed"
+            );
+        }
+    }
+
+    async fn ask(&mut self, command: &Command) -> Result<Completion, ServerError> {
+        self.submit(command);
+        self.next().await
+    }
+}
+
+fn read(offset: u64, length: u32) -> Command {
+    Command::Read {
+        offset,
+        length,
+        dont_fragment: false,
+    }
+}
+
+fn status(offset: u64, length: u64) -> Command {
+    Command::BlockStatus {
+        offset,
+        length,
+        req_one: false,
+        filter: None,
+    }
+}
+
+const STYLES: [HeaderStyle; 3] = [
+    HeaderStyle::Simple,
+    HeaderStyle::Structured,
+    HeaderStyle::Extended,
+];
+
+#[tokio::test]
+async fn the_same_bytes_in_every_style() {
+    let image = Scripted::with_holes();
+    let mut expected = vec![0; 2 * 1024 * 1024];
+    image.read_at(MIB / 2, &mut expected).unwrap();
+    let server = Running::start(Arc::new(FrozenExport::new(image)), Slow::new(Duration::ZERO)).await;
+    for style in STYLES {
+        let mut session = server.session("e", style, &[]).await;
+        assert_eq!(session.client.session().style, style);
+        let Ok(Completion::Read(reply)) = session.ask(&read(MIB / 2, 2 << 20)).await else {
+            panic!("read");
+        };
+        assert_eq!(reply.data, expected);
+        assert_eq!(reply.holes.is_empty(), style == HeaderStyle::Simple);
+        assert!(session.ask(&Command::Flush).await.is_ok());
+        assert!(session.ask(&read(0, 0)).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn x_volmap_is_offered_under_extended_headers_only() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    let names = ["base:allocation", "x-volmap:generation"];
+    for (style, count) in [(HeaderStyle::Structured, 1), (HeaderStyle::Extended, 2)] {
+        let mut session = server.session("e", style, &names).await;
+        let Ok(Completion::Status(answer)) = session.ask(&status(0, 4 * MIB)).await else {
+            panic!("status");
+        };
+        assert_eq!(answer.len(), count);
+        assert!(answer.iter().all(|context| context.covered() == 4 * MIB));
+    }
+}
+
+#[tokio::test]
+async fn a_gone_image_is_told_to_every_connection_for_good() {
+    let image = Scripted::with_holes();
+    let export = Arc::new(FrozenExport::new(image.clone()));
+    let server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    let mut before = Vec::new();
+    for style in STYLES {
+        before.push(server.session("e", style, &["base:allocation"]).await);
+    }
+    assert!(before[0].ask(&read(0, 512)).await.is_ok());
+    image.thaw();
+    before.push(
+        server
+            .session("e", HeaderStyle::Extended, &["base:allocation"])
+            .await,
+    );
+    for session in &mut before {
+        for _ in 0..2 {
+            assert_eq!(
+                session.ask(&read(0, 512)).await.unwrap_err().errno,
+                Errno::Shutdown
+            );
+            // The range reads as zeroes: that is no reason to answer.
+            assert_eq!(
+                session.ask(&read(MIB, 512)).await.unwrap_err().errno,
+                Errno::Shutdown
+            );
+            if !session.client.session().contexts.is_empty() {
+                assert_eq!(
+                    session.ask(&status(0, MIB)).await.unwrap_err().errno,
+                    Errno::Shutdown
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pipelined_answer_is_never_older_than_its_request() {
+    let image = Scripted::with_holes();
+    let server = Running::start(
+        Arc::new(FrozenExport::new(image.clone())),
+        Slow::new(Duration::ZERO),
+    )
+    .await;
+    let mut session = server
+        .session("e", HeaderStyle::Extended, &["x-volmap:generation"])
+        .await;
+    for _ in 0..8 {
+        session.submit(&status(0, 4 * MIB));
+    }
+    for _ in 0..8 {
+        assert!(session.next().await.is_ok());
+    }
+    assert_eq!(image.samples(), 8, "each request samples the state for itself");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_in_flight_are_bounded_by_number_and_by_bytes() {
+    for (length, count, most) in [
+        (1, REQUESTS_MAX * 2, REQUESTS_MAX),
+        (32 << 20, 4, BYTES_MAX / (32 << 20)),
+    ] {
+        let slow = Slow::new(Duration::from_millis(200));
+        let server = Running::start(slow.clone(), slow.clone()).await;
+        let mut session = server.session("e", HeaderStyle::Structured, &[]).await;
+        for _ in 0..count {
+            session.submit(&read(0, length));
+        }
+        for _ in 0..count {
+            assert!(session.next().await.is_ok());
+        }
+        let seen = slow.most.load(Ordering::SeqCst);
+        assert!(seen <= most, "{seen} requests of {length} bytes at a time");
+        assert!(seen > 1, "requests are served side by side");
+    }
+}
+
+#[tokio::test]
+async fn a_bug_behind_one_request_costs_that_request_only() {
+    let slow = Slow::new(Duration::ZERO);
+    let server = Running::start(slow.clone(), slow).await;
+    let mut session = server.session("e", HeaderStyle::Structured, &[]).await;
+    assert_eq!(session.ask(&read(4711, 1)).await.unwrap_err().errno, Errno::Io);
+    assert!(session.ask(&read(0, 1)).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disconnect_and_shutdown_finish_what_is_in_flight() {
+    let slow = Slow::new(Duration::from_millis(100));
+    let mut server = Running::start(slow.clone(), slow).await;
+    let mut leaving = server.session("e", HeaderStyle::Structured, &[]).await;
+    leaving.submit(&read(0, 100));
+    leaving.client.disconnect(&mut leaving.output);
+    assert!(leaving.next().await.is_ok());
+    assert_eq!(leaving.stream.read_buf(&mut leaving.input).await.unwrap(), 0);
+
+    let mut busy = server.session("e", HeaderStyle::Structured, &[]).await;
+    busy.submit(&read(0, 100));
+    busy.stream.write_all_buf(&mut busy.output).await.unwrap();
+    let idle = server.connect().await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    server.stop();
+    assert!(busy.next().await.is_ok());
+    drop(idle);
+    tokio::time::timeout(Duration::from_secs(5), server.done)
+        .await
+        .expect("the server ends")
+        .unwrap();
+    assert!(!server.dir.path().join("s").exists());
+}
+
+#[tokio::test]
+async fn bad_clients_cost_themselves_their_connection() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    for junk in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[0; 64], &[0xff; 4096]] {
+        let mut stream = server.connect().await;
+        stream.write_all(junk).await.unwrap();
+        drop(stream);
+    }
+    let mut session = server.session("e", HeaderStyle::Structured, &[]).await;
+    session.stream.write_all(&[0xff; 28]).await.unwrap();
+    assert_eq!(session.stream.read_buf(&mut session.input).await.unwrap_or(0), 0);
+    let mut session = server.session("e", HeaderStyle::Structured, &[]).await;
+    assert!(session.ask(&read(0, 1)).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_endless_handshake_is_ended() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    let mut stream = server.connect().await;
+    stream.write_all(&3_u32.to_be_bytes()).await.unwrap();
+    let mut option = BytesMut::new();
+    option.extend_from_slice(b"IHAVEOPT");
+    option.extend_from_slice(&OptionCode::LIST_META_CONTEXT.0.to_be_bytes());
+    option.extend_from_slice(&60_000_u32.to_be_bytes());
+    option.resize(option.len() + 60_000, 0);
+    let option: Bytes = option.freeze();
+    let (mut reader, mut writer) = stream.into_split();
+    let drain = tokio::spawn(async move {
+        let mut all = Vec::new();
+        // The server resets the connection: that is an end too.
+        let _ = reader.read_to_end(&mut all).await;
+        all.len()
+    });
+    let mut sent = 0;
+    while writer.write_all(&option).await.is_ok() {
+        sent += option.len();
+        assert!(sent < 64 << 20, "the server reads for ever");
+    }
+    drain.await.unwrap();
+}
+
+#[tokio::test]
+async fn writable_exports_say_so() {
+    let slow = Slow::new(Duration::ZERO);
+    let server = Running::start(Arc::new(FrozenExport::new(Scripted::with_holes())), slow).await;
+    let flags = |session: &Session| session.client.session().export.flags;
+    let frozen = server
+        .session("e", HeaderStyle::Extended, &["base:allocation"])
+        .await;
+    assert!(flags(&frozen).contains(TransmissionFlags::READ_ONLY | TransmissionFlags::CAN_MULTI_CONN));
+    let live = server.session("w", HeaderStyle::Extended, &[]).await;
+    assert!(flags(&live).contains(TransmissionFlags::SEND_FUA | TransmissionFlags::SEND_TRIM));
+    assert!(!flags(&live).contains(TransmissionFlags::READ_ONLY));
+    let missing = Session::open(server.connect().await, "x", HeaderStyle::Extended, &[]).await;
+    assert!(missing.is_err());
+}
