@@ -1,6 +1,7 @@
 //! NBD server for frozen images with their block maps, and the NBD codec of both peers.
 
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod error;
 pub mod export;

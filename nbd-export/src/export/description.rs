@@ -2,29 +2,48 @@
 
 use std::time::SystemTime;
 
-use volmap::frozen::{Attestation, Description, Stability, Strength};
+use volmap::frozen::Description;
 
 /// The machine-readable description of a frozen export (docs/x-volmap.md, "Description").
 pub(super) fn describe(about: &Description) -> String {
-    let strength = match about.strength {
-        Strength::CrashConsistent => "crash-consistent",
-        Strength::Quiesced => "quiesced",
-    };
-    let stability = match about.stability {
-        Stability::Pinned => "pinned",
-        Stability::Moves => "moves",
-        Stability::Opaque => "opaque",
-    };
-    let attestation = match about.attestation {
-        Attestation::Witnessed => "witnessed",
-        Attestation::Unattested => "unattested",
-    };
     format!(
-        "frozen image: method={} strength={strength} stability={stability} attestation={attestation} \
-         frozen-at={}",
+        "frozen image: method={} strength={} stability={} attestation={} frozen-at={}",
         about.method,
+        words::strength(about.strength),
+        words::stability(about.stability),
+        words::attestation(about.attestation),
         rfc3339(about.frozen_at)
     )
+}
+
+/// The words for what is told of a frozen image, everywhere.
+pub(crate) mod words {
+    use volmap::frozen::{Attestation, Stability, Strength};
+
+    /// What the bytes are good for.
+    pub(crate) fn strength(strength: Strength) -> &'static str {
+        match strength {
+            Strength::CrashConsistent => "crash-consistent",
+            Strength::Quiesced => "quiesced",
+        }
+    }
+
+    /// How stable the mapping is.
+    pub(crate) fn stability(stability: Stability) -> &'static str {
+        match stability {
+            Stability::Pinned => "pinned",
+            Stability::Moves => "moves",
+            Stability::Opaque => "opaque",
+        }
+    }
+
+    /// Who vouches for it.
+    pub(crate) fn attestation(attestation: Attestation) -> &'static str {
+        match attestation {
+            Attestation::Witnessed => "witnessed",
+            Attestation::Unattested => "unattested",
+        }
+    }
 }
 
 /// `2026-11-22T00:00:00Z`; the epoch for instants before it.

@@ -20,6 +20,7 @@ pub(crate) mod scripted;
 mod tag;
 mod x_volmap;
 
+pub(crate) use description::words;
 pub use frozen::FrozenExport;
 pub use model::{
     BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus, Export, ExportError, ExportInfo,

@@ -8,6 +8,7 @@
 //! * a thawed frozen image is ended before its name is free again (law H6).
 
 pub mod control;
+mod open;
 mod registry;
 mod report;
 mod source;

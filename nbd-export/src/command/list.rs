@@ -1,0 +1,62 @@
+//! `nbd-export list`: volumes and origins, and under each its frozen images.
+
+use std::io::{self, Write};
+
+use super::{print_json, unexpected, unprintable};
+use crate::cli::ListArgs;
+use crate::config::control_path;
+use crate::error::Error;
+use crate::host::control::{Reply, Request, ask};
+use crate::host::{Listing, State, VolumeKind};
+
+pub(super) fn run(args: &ListArgs, out: &mut dyn Write) -> Result<(), Error> {
+    let Reply::Listing(listing) = ask(&control_path(args.client.control.as_deref()), &Request::List)? else {
+        return Err(unexpected());
+    };
+    if args.client.json {
+        return print_json(out, &listing);
+    }
+    print(&listing, out).map_err(unprintable)
+}
+
+fn print(listing: &Listing, out: &mut dyn Write) -> io::Result<()> {
+    for volume in &listing.volumes {
+        let kind = match volume.kind {
+            VolumeKind::Volume => "volume",
+            VolumeKind::Origin => "origin",
+        };
+        let size = volume
+            .size
+            .map_or_else(|| "missing".to_owned(), |size| format!("{size} bytes"));
+        write!(out, "{kind} {}: {size}, {}", volume.name, volume.path)?;
+        if let Some(fill) = volume.copy_area {
+            write!(out, ", copy area {} of {} bytes used", fill.used, fill.size)?;
+        }
+        writeln!(out, "{}", in_angles(volume.uri.as_deref()))?;
+        for frozen in &volume.frozen {
+            let state = match frozen.state {
+                State::Good => "",
+                State::Gone => ", GONE",
+            };
+            writeln!(
+                out,
+                "  frozen {}: {}, {} s old, {} bytes{state}{}",
+                frozen.export,
+                frozen.method,
+                frozen.age_seconds,
+                frozen.size,
+                in_angles(frozen.uri.as_deref())
+            )?;
+        }
+    }
+    for tag in &listing.tags {
+        let uri = in_angles(tag.uri.as_deref());
+        writeln!(out, "tag {}: {} bytes{uri}", tag.export, tag.size)?;
+    }
+    Ok(())
+}
+
+/// ` <uri>`, or nothing where no listener offers it.
+fn in_angles(uri: Option<&str>) -> String {
+    uri.map(|uri| format!(" <{uri}>")).unwrap_or_default()
+}

@@ -1,0 +1,101 @@
+//! `nbd-export serve`: the agent.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::unprintable;
+use crate::cli::ServeArgs;
+use crate::config::{ControlPath, Listener, ServeConfig};
+use crate::error::{Error, ErrorKind};
+use crate::host::{Host, control};
+use crate::server::{BindError, Server, UnixSocket};
+
+pub(super) fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<(), Error> {
+    let config = ServeConfig::try_from(args)?;
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|why| Error::caused(ErrorKind::System, "cannot start threads", why))?;
+    let served = runtime.block_on(serve(&config, out));
+    // Threads that hang in a dead disk must not keep the process.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(config: &ServeConfig, out: &mut dyn Write) -> Result<(), Error> {
+    // Before anything is opened: a signal from here on ends in an orderly way.
+    let shutdown = shutdown_signal()?;
+    let host = Arc::new(Host::open(config)?);
+    let server = Server::bind(&config.listeners, host.clone()).await?;
+    let control = open_control(&config.control)?;
+    host.publish_at(server.addresses().clone());
+    for listener in &config.listeners {
+        if let Listener::Unix { path } = listener {
+            tracing::info!(socket = %path.display(), "listening");
+        }
+    }
+    let started = start(config, &host, out);
+    if started.is_ok() {
+        let controlled = async {
+            match control {
+                Some(socket) => control::serve(socket, Arc::clone(&host)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = server.run(shutdown) => {}
+            () = controlled => {}
+        }
+    }
+    // Clones, leases and flags are given back also when the start failed half-way.
+    host.close();
+    started
+}
+
+/// Freezes what is to be frozen at start and tells that the agent can serve.
+fn start(config: &ServeConfig, host: &Host, out: &mut dyn Write) -> Result<(), Error> {
+    if config.freeze_at_start {
+        for volume in &config.volumes {
+            host.freeze_at_start(&volume.name)?;
+        }
+    }
+    for uri in host.uris() {
+        writeln!(out, "{uri}").map_err(unprintable)?;
+    }
+    writeln!(out, "READY")
+        .and_then(|()| out.flush())
+        .map_err(unprintable)
+}
+
+/// The usual control socket may be another agent's; one that was asked for by name may not.
+fn open_control(control: &ControlPath) -> Result<Option<UnixSocket>, Error> {
+    match UnixSocket::bind(&control.path) {
+        Ok(socket) => {
+            tracing::info!(control = %control.path.display(), "control socket");
+            Ok(Some(socket))
+        }
+        Err(error @ BindError::InUse(_)) if !control.given => {
+            tracing::warn!(%error, "no control socket: give --control to freeze and thaw on request");
+            Ok(None)
+        }
+        Err(error) => Err(Error::caused(
+            ErrorKind::Listen,
+            "the control socket: give another --control",
+            error,
+        )),
+    }
+}
+
+/// Ready at SIGTERM or SIGINT.
+fn shutdown_signal() -> Result<impl Future<Output = ()>, Error> {
+    let catch = |kind| -> io::Result<_> { signal(kind) };
+    let unavailable = |why| Error::caused(ErrorKind::System, "cannot catch signals", why);
+    let mut term = catch(SignalKind::terminate()).map_err(unavailable)?;
+    let mut int = catch(SignalKind::interrupt()).map_err(unavailable)?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => tracing::info!("SIGTERM: shutting down"),
+            _ = int.recv() => tracing::info!("SIGINT: shutting down"),
+        }
+    })
+}

@@ -1,0 +1,216 @@
+//! A host from its configuration: everything is opened and checked before anything is served.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use volmap::cow::{CopyAreaSpec, CowError, Origin};
+use volmap::freeze::{self, FreezeError, FreezeOptions, Method};
+use volmap::frozen::FrozenImage;
+use volmap::generation::GenerationClock;
+use volmap::layers::Layers;
+use volmap::tag::Tag;
+
+use super::registry::Host;
+use super::source::{CopyAreaFill, Source, VolumeKind};
+use crate::cli::FreezeMethod;
+use crate::config::{OriginConfig, ServeConfig, TagConfig, VolumeName};
+use crate::error::{Error, ErrorKind};
+use crate::export::{Export, OriginExport, TagExport};
+
+impl Host {
+    /// Opens everything that `config` names. Nothing is frozen yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Volume`] with what is wrong with which volume, [`ErrorKind::System`].
+    pub fn open(config: &ServeConfig) -> Result<Self, Error> {
+        let system = |why| Error::caused(ErrorKind::System, "no random numbers for generations", why);
+        let clock = Arc::new(GenerationClock::start().map_err(system)?);
+        let declared = |why| Error::caused(ErrorKind::Volume, "--identity", why);
+        let layers = Arc::new(Layers::new(config.identities.clone()).map_err(declared)?);
+        let host = Self::new();
+        warn_of_leftovers(config);
+        for volume in &config.volumes {
+            let source = VolumeSource {
+                path: volume.path.clone(),
+                options: FreezeOptions {
+                    method: method(config.method),
+                    clone_dir: config.clone_dir.clone(),
+                    assume_exclusive: config.assume_exclusive,
+                },
+                layers: Arc::clone(&layers),
+                clock: Arc::clone(&clock),
+            };
+            source.size()?;
+            host.add(&volume.name, Arc::new(source))?;
+        }
+        for origin in &config.origins {
+            let source = OriginSource::open(origin, &layers, &clock)?;
+            host.add(&origin.name, Arc::new(source))?;
+        }
+        for TagConfig { name, path } in &config.tags {
+            let tag = Tag::open(path, &layers, &clock)
+                .map_err(|why| at(ErrorKind::Volume, "tag", name, path, why))?;
+            host.add_tag(name, Arc::new(TagExport::new(tag)))?;
+        }
+        Ok(host)
+    }
+}
+
+/// Clones that a killed agent left behind are the operator's to remove: nothing here can tell whether somebody still needs
+/// them.
+fn warn_of_leftovers(config: &ServeConfig) {
+    let beside = config.volumes.iter().filter_map(|volume| volume.path.parent());
+    let mut dirs: Vec<&Path> = match &config.clone_dir {
+        Some(dir) => vec![dir],
+        None => beside.collect(),
+    };
+    dirs.sort_unstable();
+    dirs.dedup();
+    for dir in dirs {
+        let dir = if dir.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            dir
+        };
+        match freeze::leftover_clones(dir) {
+            Ok(clones) => {
+                for clone in clones {
+                    let clone = clone.display();
+                    tracing::warn!(
+                        "{clone} was left by an agent that was killed: chattr -i {clone} && rm {clone}"
+                    );
+                }
+            }
+            Err(error) => tracing::debug!(dir = %dir.display(), %error, "cannot look for leftover clones"),
+        }
+    }
+}
+
+fn at(
+    kind: ErrorKind,
+    what: &str,
+    name: &VolumeName,
+    path: &Path,
+    why: impl std::error::Error + Send + Sync + 'static,
+) -> Error {
+    Error::caused(kind, format!("{what} {name} ({})", path.display()), why)
+}
+
+fn method(method: FreezeMethod) -> Method {
+    match method {
+        FreezeMethod::Auto => Method::Auto,
+        FreezeMethod::Reflink => Method::Reflink,
+        FreezeMethod::Quiesce => Method::Quiesce,
+        FreezeMethod::Static => Method::Static,
+    }
+}
+
+/// Size of a file or block device. A file is not opened for it, so that nobody's lease is broken by a listing.
+fn size(path: &Path) -> io::Result<u64> {
+    let metadata = path.metadata()?;
+    if metadata.is_file() {
+        Ok(metadata.len())
+    } else {
+        File::open(path)?.seek(SeekFrom::End(0))
+    }
+}
+
+/// A file or block device that is frozen by what its storage offers.
+struct VolumeSource {
+    path: PathBuf,
+    options: FreezeOptions,
+    layers: Arc<Layers>,
+    clock: Arc<GenerationClock>,
+}
+
+impl Source for VolumeSource {
+    fn kind(&self) -> VolumeKind {
+        VolumeKind::Volume
+    }
+
+    fn path(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn size(&self) -> Result<u64, Error> {
+        size(&self.path).map_err(|why| Error::caused(ErrorKind::Volume, self.path.display().to_string(), why))
+    }
+
+    fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {
+        freeze::freeze(&self.path, &self.options, &self.layers, &self.clock).map_err(|why: FreezeError| {
+            Error::caused(
+                ErrorKind::Freeze,
+                format!(
+                    "{} cannot be frozen (`nbd-export probe` shows the ways)",
+                    self.path.display()
+                ),
+                why,
+            )
+        })
+    }
+}
+
+/// A volume under copy-before-write.
+struct OriginSource {
+    path: PathBuf,
+    origin: Arc<Origin>,
+    export: Arc<OriginExport>,
+}
+
+impl OriginSource {
+    fn open(
+        config: &OriginConfig,
+        layers: &Arc<Layers>,
+        clock: &Arc<GenerationClock>,
+    ) -> Result<Self, Error> {
+        let area = CopyAreaSpec {
+            path: config.copy_area.clone(),
+            size: config.copy_area_size,
+        };
+        let origin = Origin::open(&config.path, &area, Arc::clone(layers), Arc::clone(clock))
+            .map_err(|why| at(ErrorKind::Volume, "origin", &config.name, &config.path, why))?;
+        Ok(Self {
+            path: config.path.clone(),
+            export: Arc::new(OriginExport::new(Arc::clone(&origin))),
+            origin,
+        })
+    }
+}
+
+impl Source for OriginSource {
+    fn kind(&self) -> VolumeKind {
+        VolumeKind::Origin
+    }
+
+    fn path(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn size(&self) -> Result<u64, Error> {
+        Ok(self.origin.size())
+    }
+
+    fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {
+        self.origin.freeze().map_err(|why| {
+            let kind = match why {
+                CowError::Busy => ErrorKind::Busy,
+                _ => ErrorKind::Freeze,
+            };
+            Error::caused(kind, self.path.display().to_string(), why)
+        })
+    }
+
+    fn copy_area(&self) -> Option<CopyAreaFill> {
+        let fill = self.origin.copy_area_use();
+        Some(CopyAreaFill {
+            used: fill.used,
+            size: fill.size,
+        })
+    }
+
+    fn live(&self) -> Option<Arc<dyn Export>> {
+        Some(self.export.clone())
+    }
+}
