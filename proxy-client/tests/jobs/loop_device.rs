@@ -1,10 +1,11 @@
 //! `restore` to block devices: needs root and loop devices, and says so where there are none.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::fcntl::OFlag;
 use proxy_client::error::{ErrorKind, Result};
 use proxy_client::job::restore::{RestoreOptions, Restored, restore};
 
@@ -100,10 +101,21 @@ fn a_device_in_use_or_too_small_is_refused_even_with_force() {
     };
     let untouched = || assert!(read_device(&device).iter().all(|byte| *byte == 0xa5));
     // The file under the loop device.
+    let error = run(&fixture, &file, true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TargetBusy);
+    assert!(error.message().contains("loop"), "{error}");
+    untouched();
+    // A holder as LVM, md and swap are.
+    let holder = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_EXCL.bits())
+        .open(&device.0)
+        .unwrap();
     assert_eq!(
-        run(&fixture, &file, true).unwrap_err().kind(),
+        run(&fixture, &device.0, true).unwrap_err().kind(),
         ErrorKind::TargetBusy
     );
+    drop(holder);
     untouched();
     // A reader of the LUN.
     let reader = File::open(&device.0).unwrap();

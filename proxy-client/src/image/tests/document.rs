@@ -61,7 +61,7 @@ fn constants_stand_in_the_document() {
         format!("`0x{:08X}`", layout::TABLE_FOOTER_MAGIC),
         format!("| {} |", layout::LEAF),
         format!("`{}`", hash::ROOT_CONTEXT),
-        format!("`{}`", hash::UNREADABLE_CONTEXT.replace(' ', " ")),
+        format!("`{}`", hash::UNREADABLE_CONTEXT),
         format!("at most {} |", limits::HEADER_TEXT_MAX),
         format!("1 to {} |", limits::GROUP_FRAMES_MAX),
         format!("1 to {} |", limits::GROUP_RECORDS_MAX),
