@@ -1,8 +1,9 @@
 //! A full image is a zstd file: the distribution's zstd restores it.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
+use super::zeroes::without_data;
 use super::{encode, small, stretch};
 use crate::image::{Kind, LEAF};
 
@@ -39,4 +40,34 @@ fn stock_zstd_restores_an_image() {
         assert!(restored == plain);
         zstd(&["-t"], &image);
     }
+}
+
+/// The longest zero frame, and what is left over behind it.
+#[test]
+fn stock_zstd_restores_a_hole_of_more_than_a_gibibyte() {
+    let size = (1 << 30) + (3 << 20) + LEAF + 9;
+    let (image, _) = without_data(&[(size, Kind::Hole)]);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&image).unwrap();
+    let child = Command::new("zstd")
+        .arg("-dc")
+        .stdin(file.reopen().unwrap())
+        .stdout(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        eprintln!("skipped: zstd is not installed");
+        return;
+    };
+    let mut stdout = child.stdout.take().unwrap();
+    let (zeroes, mut buffer, mut length) = (vec![0; 1 << 20], vec![1; 1 << 20], 0);
+    loop {
+        let read = stdout.read(&mut buffer).unwrap();
+        if read == 0 {
+            break;
+        }
+        assert!(buffer[..read] == zeroes[..read]);
+        length += read as u64;
+    }
+    assert!(child.wait().unwrap().success());
+    assert_eq!(length, size);
 }

@@ -12,7 +12,7 @@ use crate::image::{
 };
 
 /// An image of stretches that hold no data.
-fn without_data(stretches: &[(u64, Kind)]) -> (Vec<u8>, End) {
+pub(super) fn without_data(stretches: &[(u64, Kind)]) -> (Vec<u8>, End) {
     let size = stretches.iter().map(|(length, _)| length).sum();
     let (mut encoder, first) = Encoder::new(&header(size));
     let mut records = Vec::new();
