@@ -7,5 +7,6 @@
 
 pub mod digest;
 pub mod disk;
+pub mod peer;
 pub mod program;
 pub mod skip;

@@ -1,3 +1,5 @@
 //! The suites: one module a subject.
 
 #![allow(clippy::unwrap_used, reason = "tests fail loudly")]
+
+mod client_peers;

@@ -1,0 +1,80 @@
+//! Foreign NBD servers as processes.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nbd_export::proto::ExportName;
+use nbd_export::uri::{NbdAddress, NbdUri};
+use tempfile::TempDir;
+
+/// A server that listens on a Unix socket of its own; killed when dropped.
+pub struct Peer {
+    child: Child,
+    socket: PathBuf,
+    _directory: TempDir,
+}
+
+impl Peer {
+    /// `qemu-nbd` with arguments: the file and its format, at least.
+    pub fn qemu_nbd(arguments: &[&str]) -> Self {
+        Self::start("qemu-nbd", &["-t", "-e", "8", "-k"], arguments)
+    }
+
+    /// `nbdkit` with arguments: a plugin, at least.
+    pub fn nbdkit(arguments: &[&str]) -> Self {
+        Self::start("nbdkit", &["-f", "-U"], arguments)
+    }
+
+    fn start(program: &str, before_socket: &[&str], arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let mut child = Command::new(program)
+            .args(before_socket)
+            .arg(&socket)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !socket.exists() || UnixStream::connect(&socket).is_err() {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("{program} {arguments:?}: {status}");
+            }
+            assert!(Instant::now() < deadline, "{program} does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self {
+            child,
+            socket,
+            _directory: directory,
+        }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The URI of an export.
+    pub fn uri(&self, export: &str) -> NbdUri {
+        NbdUri {
+            address: NbdAddress::Unix(self.socket.clone()),
+            export: ExportName::new(export).unwrap(),
+        }
+    }
+
+    /// Ends it without warning.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
