@@ -82,13 +82,12 @@ impl RequestHeader {
         }))
     }
 
-    /// Bytes of payload that follow. In a compact header only WRITE has any; in an extended one the flag says so,
-    /// whatever the command is.
+    /// Bytes of payload that follow. A WRITE always has one; with extended headers the flag gives one to any other
+    /// command. The specification wants the flag on a WRITE too, but qemu's client (seen in 10.0.2) leaves it away, and its
+    /// server and we take that as it is meant: there is nothing else that such a WRITE could be.
     pub fn payload_len(&self, style: HeaderStyle) -> u64 {
-        let has_payload = match style {
-            HeaderStyle::Extended => self.flags.contains(CommandFlags::PAYLOAD_LEN),
-            HeaderStyle::Simple | HeaderStyle::Structured => self.command == CommandCode::WRITE,
-        };
+        let has_payload = self.command == CommandCode::WRITE
+            || (style == HeaderStyle::Extended && self.flags.contains(CommandFlags::PAYLOAD_LEN));
         if has_payload { self.length } else { 0 }
     }
 
@@ -330,6 +329,27 @@ mod tests {
         assert_eq!(header.flags, CommandFlags::FUA | CommandFlags::PAYLOAD_LEN);
         assert_eq!(header.payload_len(HeaderStyle::Extended), 3);
         assert_eq!(&out[32..], b"abc");
+    }
+
+    #[test]
+    fn a_write_has_its_payload_with_and_without_the_flag() {
+        let header = |command, flags| RequestHeader {
+            flags,
+            command,
+            cookie: Cookie(1),
+            offset: 0,
+            length: 3,
+        };
+        let write = header(CommandCode::WRITE, CommandFlags::NONE);
+        let zeroes = header(CommandCode::WRITE_ZEROES, CommandFlags::NONE);
+        for style in [
+            HeaderStyle::Simple,
+            HeaderStyle::Structured,
+            HeaderStyle::Extended,
+        ] {
+            assert_eq!(write.payload_len(style), 3);
+            assert_eq!(zeroes.payload_len(style), 0);
+        }
     }
 
     #[test]

@@ -60,9 +60,6 @@ pub enum RuleBroken {
     /// FLUSH with an offset or a length.
     #[error("FLUSH has neither offset nor length")]
     FlushWithRange,
-    /// An extended WRITE without its payload flag.
-    #[error("an extended WRITE must set PAYLOAD_LEN")]
-    PayloadFlagMissing,
     /// BLOCK_STATUS, and no context was selected.
     #[error("no metadata context was selected")]
     NoContexts,
@@ -113,14 +110,7 @@ pub fn check_header(header: &RequestHeader, session: &Negotiated) -> Result<(), 
         });
     }
     match command {
-        CommandCode::READ => {
-            check_data_length(header, session)?;
-            check_range(command, header.offset, header.length, session)
-        }
-        CommandCode::WRITE => {
-            if session.style == HeaderStyle::Extended && !header.flags.contains(CommandFlags::PAYLOAD_LEN) {
-                return Err(RuleBroken::PayloadFlagMissing);
-            }
+        CommandCode::READ | CommandCode::WRITE => {
             check_data_length(header, session)?;
             check_range(command, header.offset, header.length, session)
         }
