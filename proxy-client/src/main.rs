@@ -9,6 +9,7 @@ use proxy_client::cli::{Cli, ErrorFormat, Verb};
 use proxy_client::config::{ImagePath, LunArgument};
 use proxy_client::error::{Error, ErrorKind, Result};
 use proxy_client::job::backup::{BackupOptions, backup};
+use proxy_client::job::demo::demo;
 use proxy_client::job::inspect::inspect;
 use proxy_client::job::restore::{RestoreOptions, restore};
 use proxy_client::job::verify::verify;
@@ -117,7 +118,7 @@ fn run(verb: Verb) -> Result<()> {
             ));
             verified.unreadable.error().map_or(Ok(()), Err)
         }
-        Verb::Demo(_) => Ok(()),
+        Verb::Demo(args) => in_runtime(demo(args.keep.as_deref())),
         Verb::Inspect(args) => {
             let inspected = inspect(&args.image)?;
             to_stdout(&if args.json {

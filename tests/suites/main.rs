@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used, reason = "tests fail loudly")]
 
 mod client_peers;
+mod off_host;
 mod walls;

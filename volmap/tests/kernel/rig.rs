@@ -1,7 +1,7 @@
 //! A file that stands for a LUN, a loop device on it, and a file system on that.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,6 +19,16 @@ use volmap::range::ByteRange;
 
 const BLOCK: usize = 4096;
 
+/// Says that a test did not run: on stdout, and in the file that `SKIP_LOG` names, where `tests/run` counts it.
+fn skip(test: &str, why: &str) {
+    let line = format!("SKIP: {test}: {why}\n");
+    print!("{line}");
+    if let Some(log) = std::env::var_os("SKIP_LOG") {
+        let mut log = OpenOptions::new().create(true).append(true).open(log).unwrap();
+        log.write_all(line.as_bytes()).unwrap();
+    }
+}
+
 /// The rig; detached and unmounted when dropped.
 pub(crate) struct Rig {
     directory: TempDir,
@@ -34,7 +44,7 @@ impl Rig {
         match Self::build(mib, mkfs) {
             Ok(rig) => Some(rig),
             Err(why) => {
-                println!("SKIP: {test}: {why}");
+                skip(test, &why);
                 None
             }
         }
