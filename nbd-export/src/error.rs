@@ -33,7 +33,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The exit code of a program that ends with this (docs/exit-codes.md).
+    /// The exit code of a program that ends with this (docs/control.md).
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => 2,
@@ -111,3 +111,45 @@ impl fmt::Display for Error {
 }
 
 impl StdError for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KINDS: [ErrorKind; 10] = [
+        ErrorKind::Usage,
+        ErrorKind::Volume,
+        ErrorKind::Listen,
+        ErrorKind::Freeze,
+        ErrorKind::NameTaken,
+        ErrorKind::UnknownName,
+        ErrorKind::Busy,
+        ErrorKind::Gone,
+        ErrorKind::Control,
+        ErrorKind::System,
+    ];
+
+    #[test]
+    fn the_document_has_every_kind_and_its_exit_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/control.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let (_, table) = document.split_once("<!-- error-kinds -->").unwrap();
+        let rows = table.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(rows, KINDS.len());
+        for kind in KINDS {
+            let name = serde_json::to_string(&kind).unwrap().replace('"', "`");
+            let row = format!("| {name} | {} |", kind.exit_code());
+            assert!(table.contains(&row), "docs/control.md has no row {row}");
+        }
+    }
+
+    #[test]
+    fn causes_belong_to_the_sentence() {
+        let error = Error::caused(ErrorKind::Volume, "vm", std::io::Error::other("no such disk"));
+        assert_eq!(error.to_string(), "vm: no such disk");
+        assert_eq!(
+            error.to_json(),
+            r#"{"exit_code":1,"kind":"volume","message":"vm: no such disk"}"#
+        );
+    }
+}

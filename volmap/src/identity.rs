@@ -40,6 +40,12 @@ impl Identity {
         if kind.is_empty() || value.is_empty() {
             return Err(IdentityError::Empty);
         }
+        if !kind
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        {
+            return Err(IdentityError::BadEncoding);
+        }
         let encoded = format!("{kind}:{}", utf8_percent_encode(value, ENCODED));
         if encoded.len() > IDENTITY_MAX {
             Err(IdentityError::TooLong)
@@ -110,6 +116,7 @@ mod tests {
             Err(IdentityError::BadEncoding)
         );
         assert_eq!("file:".parse::<Identity>(), Err(IdentityError::Empty));
+        assert_eq!(Identity::new("a b", "x"), Err(IdentityError::BadEncoding));
     }
 
     #[test]

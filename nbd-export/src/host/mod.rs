@@ -15,6 +15,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+pub use open::OriginSource;
 pub use registry::{Host, TAG_SUFFIX};
 pub use report::{ExportReport, FrozenReport, Listing, State, VolumeReport};
 pub use source::{CopyAreaFill, Source, VolumeKind};

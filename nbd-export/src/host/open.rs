@@ -152,14 +152,23 @@ impl Source for VolumeSource {
     }
 }
 
-/// A volume under copy-before-write.
-struct OriginSource {
+/// A volume under copy-before-write: served live, and frozen beside.
+pub struct OriginSource {
     path: PathBuf,
     origin: Arc<Origin>,
     export: Arc<OriginExport>,
 }
 
 impl OriginSource {
+    /// Serves `origin`; the path is for people.
+    pub fn new(path: PathBuf, origin: Arc<Origin>) -> Self {
+        Self {
+            path,
+            export: Arc::new(OriginExport::new(Arc::clone(&origin))),
+            origin,
+        }
+    }
+
     fn open(
         config: &OriginConfig,
         layers: &Arc<Layers>,
@@ -171,11 +180,7 @@ impl OriginSource {
         };
         let origin = Origin::open(&config.path, &area, Arc::clone(layers), Arc::clone(clock))
             .map_err(|why| at(ErrorKind::Volume, "origin", &config.name, &config.path, why))?;
-        Ok(Self {
-            path: config.path.clone(),
-            export: Arc::new(OriginExport::new(Arc::clone(&origin))),
-            origin,
-        })
+        Ok(Self::new(config.path.clone(), origin))
     }
 }
 

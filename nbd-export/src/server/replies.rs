@@ -278,15 +278,30 @@ mod tests {
         offset: 0,
     };
 
-    fn ask(answerer: &Answerer, filter: Option<Vec<ContextId>>) -> Reply {
-        let command = Command::BlockStatus {
+    fn query(filter: Option<Vec<ContextId>>) -> Command {
+        Command::BlockStatus {
             offset: 0,
             length: 65_536,
             req_one: false,
             filter,
-        };
-        answerer.answer(TO, command)
+        }
     }
+
+    fn request(filter: Option<Vec<ContextId>>) -> String {
+        let mut out = BytesMut::new();
+        query(filter).encode(HeaderStyle::Extended, TO.cookie, &mut out);
+        hex(&vec![out.freeze()]).join("\n")
+    }
+
+    fn ask(answerer: &Answerer, filter: Option<Vec<ContextId>>) -> Reply {
+        answerer.answer(TO, query(filter))
+    }
+
+    const GOLDEN_QUERY: &str = "21e41c7100000007 00000000000000c0 0000000000000000 0000000000010000";
+
+    const GOLDEN_FILTER: &str = "\
+        21e41c7100200007 00000000000000c0 0000000000000000 000000000000000c\n\
+        0000000000010000 00000002";
 
     /// Quoted in docs/x-volmap.md, "A map in bytes".
     const GOLDEN: &str = "\
@@ -308,8 +323,23 @@ mod tests {
     #[test]
     fn golden_map_and_validation() {
         let answerer = answerer(&["base:allocation", "x-volmap:generation", "x-volmap:disk:id:lun0"]);
+        assert_eq!(request(None), GOLDEN_QUERY);
         assert_eq!(hex(&ask(&answerer, None)).join("\n"), GOLDEN);
+        assert_eq!(request(Some(vec![ContextId(2)])), GOLDEN_FILTER);
         let validation = ask(&answerer, Some(vec![ContextId(2)]));
         assert_eq!(hex(&validation).join("\n"), GOLDEN_VALIDATION);
+    }
+
+    #[test]
+    fn the_document_quotes_these_bytes() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/x-volmap.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        for golden in [GOLDEN_QUERY, GOLDEN, GOLDEN_FILTER, GOLDEN_VALIDATION] {
+            let quoted: Vec<String> = golden.lines().map(|line| format!("    {line}\n")).collect();
+            assert!(
+                document.contains(&quoted.concat()),
+                "docs/x-volmap.md does not show\n{golden}"
+            );
+        }
     }
 }
