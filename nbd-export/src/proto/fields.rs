@@ -1,5 +1,7 @@
 //! A cursor over the fields of one received message: every length is checked before it is believed.
 
+use byteorder::{BigEndian, ByteOrder};
+
 use super::error::DecodeError;
 
 /// The unread rest of a message.
@@ -24,28 +26,19 @@ impl<'a> Fields<'a> {
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(DecodeError::Truncated {
-            wanted: N,
-            left: self.rest.len(),
-        })?;
-        self.rest = rest;
-        Ok(*head)
-    }
-
     /// The next 16 bits.
     pub(super) fn u16(&mut self) -> Result<u16, DecodeError> {
-        self.array().map(u16::from_be_bytes)
+        self.bytes(2).map(BigEndian::read_u16)
     }
 
     /// The next 32 bits.
     pub(super) fn u32(&mut self) -> Result<u32, DecodeError> {
-        self.array().map(u32::from_be_bytes)
+        self.bytes(4).map(BigEndian::read_u32)
     }
 
     /// The next 64 bits.
     pub(super) fn u64(&mut self) -> Result<u64, DecodeError> {
-        self.array().map(u64::from_be_bytes)
+        self.bytes(8).map(BigEndian::read_u64)
     }
 
     /// A 32-bit length and that many bytes.

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use byteorder::{ByteOrder, LittleEndian};
 use bytes::Bytes;
 
 use super::error::{FrameName, ImageError};
@@ -109,12 +110,12 @@ pub(super) fn misplaced(tag: [u8; 4], at: u64) -> ImageError {
 
 /// A number of a field that is known to lie in `bytes`.
 pub(super) fn u32_at(bytes: &[u8], field: Range<usize>) -> u32 {
-    u32::from_le_bytes(array_at(bytes, field))
+    LittleEndian::read_u32(&bytes[field])
 }
 
 /// A number of a field that is known to lie in `bytes`.
 pub(super) fn u64_at(bytes: &[u8], field: Range<usize>) -> u64 {
-    u64::from_le_bytes(array_at(bytes, field))
+    LittleEndian::read_u64(&bytes[field])
 }
 
 /// The bytes of a field that is known to lie in `bytes`.

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use nbd_export::proto::constants::OptionCode;
 use nbd_export::proto::handshake::{ClientHandshake, ClientProgress, Goal, Outcome};
 use nbd_export::proto::option::ListedExport;
-use nbd_export::proto::{ContextName, HeaderStyle, ProtocolError};
+use nbd_export::proto::{ContextName, HeaderStyle, PeerIncompatible, ProtocolError};
 use nbd_export::uri::{NbdAddress, NbdUri};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -74,23 +74,20 @@ async fn shake_hands(mut stream: Box<dyn Stream>, goal: Goal) -> Result<Dialled,
 }
 
 /// The names of the contexts of an export that match one of `queries`: names, or prefixes that end at a colon. A server
-/// without contexts lists none.
+/// without contexts has none to list.
 ///
 /// # Errors
 /// [`NbdError`]; the export is not there, for one.
 pub async fn list_contexts(uri: &NbdUri, queries: Vec<ContextName>) -> Result<Vec<ContextName>, NbdError> {
-    match dial(
-        uri,
-        Goal::ListContexts {
-            export: uri.export.clone(),
-            queries,
-        },
-    )
-    .await?
-    .outcome
-    {
-        Outcome::Contexts(names) => Ok(names),
-        _ => Err(NbdError::Closed),
+    let goal = Goal::ListContexts {
+        export: uri.export.clone(),
+        queries,
+    };
+    match dial(uri, goal).await.map(|dialled| dialled.outcome) {
+        Ok(Outcome::Contexts(names)) => Ok(names),
+        Err(NbdError::Protocol(ProtocolError::Incompatible(PeerIncompatible::NoContexts))) => Ok(Vec::new()),
+        Ok(_) => Err(NbdError::Closed),
+        Err(error) => Err(error),
     }
 }
 

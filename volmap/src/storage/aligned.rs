@@ -3,17 +3,19 @@
 use std::ops::{Deref, DerefMut};
 
 /// Alignment of memory, offsets and lengths: the largest logical block size of Linux disks.
-pub(crate) const ALIGNMENT: usize = 4096;
+pub const ALIGNMENT: usize = 4096;
 
-/// Zeroed bytes that begin at a multiple of [`ALIGNMENT`].
-pub(crate) struct AlignedBuffer {
+/// Bytes that begin at a multiple of [`ALIGNMENT`].
+#[derive(Debug)]
+pub struct AlignedBuffer {
     storage: Vec<u8>,
     start: usize,
     len: usize,
 }
 
 impl AlignedBuffer {
-    pub(crate) fn zeroed(len: usize) -> Self {
+    /// `len` zero bytes.
+    pub fn zeroed(len: usize) -> Self {
         let storage = vec![0; len + ALIGNMENT];
         // A Vec that is never pushed to does not move.
         let start = storage.as_ptr().align_offset(ALIGNMENT);
@@ -40,4 +42,20 @@ pub(crate) fn is_aligned(offset: u64, data: &[u8]) -> bool {
     offset.is_multiple_of(ALIGNMENT as u64)
         && data.len().is_multiple_of(ALIGNMENT)
         && data.as_ptr().addr().is_multiple_of(ALIGNMENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_zeroed() {
+        for len in [0, 1, 512, ALIGNMENT, ALIGNMENT + 1, 1 << 20] {
+            let mut buffer = AlignedBuffer::zeroed(len);
+            assert_eq!(buffer.as_ptr().align_offset(ALIGNMENT), 0);
+            assert!(buffer.len() == len && buffer.iter().all(|&b| b == 0));
+            buffer.fill(7);
+            assert!(buffer.iter().all(|&b| b == 7));
+        }
+    }
 }

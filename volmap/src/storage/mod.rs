@@ -12,7 +12,7 @@ mod settle;
 mod standing;
 mod storage_file;
 
-pub(crate) use aligned::{ALIGNMENT, AlignedBuffer};
+pub use aligned::{ALIGNMENT, AlignedBuffer};
 pub use backing::Backing;
 pub use error::StorageError;
 pub(crate) use error::at;

@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use volmap::identity::Identity;
 use volmap::range::ByteRange;
+use volmap::storage::{ALIGNMENT, AlignedBuffer};
 use volmap::sys::block_device;
-
-use super::aligned_buffer::{ALIGNMENT, AlignedBuffer};
 
 /// The narrow interface to a LUN; test harnesses wrap it to let a writer in at a chosen point.
 pub trait LunReader: Send + Sync {
@@ -182,7 +181,7 @@ impl Lun {
                 "the range does not fit the address space",
             )
         };
-        let mut buffer = AlignedBuffer::new(usize::try_from(blocks.len()).map_err(too_long)?);
+        let mut buffer = AlignedBuffer::zeroed(usize::try_from(blocks.len()).map_err(too_long)?);
         let filled = self.reader.read_at(blocks.start(), &mut buffer)?;
         let skip = usize::try_from(range.start() - blocks.start()).map_err(too_long)?;
         let wanted = skip..skip + usize::try_from(range.len()).map_err(too_long)?;

@@ -3,12 +3,10 @@
 //! Invariants: a LUN is opened read-only and nothing is ever written to it; only whole blocks are read, and only the bytes
 //! that were asked for leave this room.
 
-mod aligned_buffer;
 mod backing;
 mod identity;
 mod lun;
 
-pub use aligned_buffer::{ALIGNMENT, AlignedBuffer};
 pub use backing::lies_on;
 pub use identity::own_identity;
 pub use lun::{DirectOpener, Lun, LunBytes, LunOpener, LunReader};
