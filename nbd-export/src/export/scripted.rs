@@ -53,6 +53,15 @@ impl Scripted {
         Self::new(StoreGraph::new(), extents.collect())
     }
 
+    /// Nothing but an identity of its own.
+    pub(crate) fn drawn() -> Arc<Self> {
+        let mut image = Self::new(StoreGraph::new(), Vec::new());
+        if let Some(image) = Arc::get_mut(&mut image) {
+            image.description.uuid = Uuid::new_v4();
+        }
+        image
+    }
+
     /// How many times the status was asked for.
     pub(crate) fn samples(&self) -> usize {
         self.samples.load(Ordering::SeqCst)

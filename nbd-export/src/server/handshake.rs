@@ -189,3 +189,45 @@ fn flags(info: &ExportInfo) -> TransmissionFlags {
             TransmissionFlags::READ_ONLY
         }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::FrozenExport;
+    use crate::export::scripted::Scripted;
+    use crate::server::Offer;
+
+    /// Another frozen image under the same name, each time somebody asks.
+    struct Refrozen;
+
+    impl Exports for Refrozen {
+        fn offers(&self, _: Audience) -> Vec<Offer> {
+            Vec::new()
+        }
+
+        fn open(&self, _: &str, _: Audience) -> Option<Arc<dyn Export>> {
+            Some(Arc::new(FrozenExport::new(Scripted::drawn())))
+        }
+    }
+
+    #[test]
+    fn one_handshake_sees_one_frozen_image_of_a_name() {
+        let view = ClientView {
+            exports: &Refrozen,
+            audience: Audience { writable: false },
+            looked_up: RefCell::new(None),
+        };
+        let contexts = |name| view.contexts(name, HeaderStyle::Extended).unwrap();
+        let first = contexts("vm");
+        view.describe("vm").unwrap();
+        assert_eq!(contexts("vm"), first);
+        let (_, export) = view.looked_up.borrow().clone().unwrap();
+        let names: Vec<ContextName> = export
+            .contexts()
+            .iter()
+            .map(|context| ContextName::new(&context.name).unwrap())
+            .collect();
+        assert_eq!(names, first, "the session gets the export that was described");
+        assert_ne!(contexts("other"), first);
+    }
+}

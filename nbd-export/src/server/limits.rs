@@ -22,8 +22,15 @@ pub const REQUESTS_MAX: usize = 16;
 /// read or written to the store while the other is on the wire.
 pub const BYTES_MAX: usize = 64 << 20;
 
-/// What a block status request is taken to need: its reply at most.
-pub const STATUS_COST: usize = crate::export::limits::DESCRIPTORS_MAX * 16;
+/// What one descriptor of a block status reply takes while it is made: the extent of the frozen image, the descriptor, and its 16
+/// bytes in the reply.
+pub const DESCRIPTOR_COST: usize = 96;
+
+/// What a block status request is taken to need at most.
+pub const STATUS_COST: usize = crate::export::limits::DESCRIPTORS_MAX * DESCRIPTOR_COST;
+
+/// Extents are hardly ever smaller than a disk's smallest block, so a short range has few of them.
+pub const EXTENT_LEN_MIN: usize = 512;
 
 /// Free space kept ready for reading requests: a batch of small ones comes in one system call.
 pub const INPUT_CHUNK: usize = 64 << 10;

@@ -12,7 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::limits::{BYTES_MAX, INPUT_CHUNK, REPLIES_BATCH, REQUESTS_MAX, STATUS_COST};
+use super::limits::{
+    BYTES_MAX, DESCRIPTOR_COST, EXTENT_LEN_MIN, INPUT_CHUNK, REPLIES_BATCH, REQUESTS_MAX, STATUS_COST,
+};
 use super::replies::{Answerer, Reply, Selected};
 use crate::export::{ContextIndex, Export};
 use crate::proto::transmission::{Incoming, ReplyEncoder, RequestDecoder};
@@ -190,7 +192,14 @@ fn cost(command: &Command) -> usize {
     match command {
         Command::Read { length, .. } => usize::try_from(*length).unwrap_or(usize::MAX),
         Command::Write { data, .. } => data.len(),
-        Command::BlockStatus { req_one: false, .. } => STATUS_COST,
+        Command::BlockStatus {
+            req_one: false,
+            length,
+            ..
+        } => {
+            let extents = usize::try_from(*length).unwrap_or(usize::MAX) / EXTENT_LEN_MIN;
+            extents.saturating_mul(DESCRIPTOR_COST).min(STATUS_COST)
+        }
         Command::Cache { .. } => usize::try_from(crate::export::limits::CACHE_STEP).unwrap_or(usize::MAX),
         Command::BlockStatus { req_one: true, .. }
         | Command::Flush
