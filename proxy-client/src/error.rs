@@ -24,6 +24,8 @@ pub enum ErrorKind {
     HostLost,
     /// The host broke a rule of the NBD protocol.
     HostMisbehaved,
+    /// The host speaks NBD, but not enough of it, or wants what is not built.
+    HostIncompatible,
     /// The host answered a request with an error.
     HostRefused,
     /// A path given as a LUN is not the disk that the host means.
@@ -70,11 +72,12 @@ pub struct KindRow {
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Usage,
         Self::Io,
         Self::HostLost,
         Self::HostMisbehaved,
+        Self::HostIncompatible,
         Self::HostRefused,
         Self::WrongLun,
         Self::OutputExists,
@@ -110,6 +113,11 @@ impl ErrorKind {
                 "host-misbehaved",
                 1,
                 "The server does not speak NBD as the specification wants it; note its name and version and report it.",
+            ),
+            Self::HostIncompatible => (
+                "host-incompatible",
+                1,
+                "Use another NBD server, or set this one up differently: the message says what it lacks or wants.",
             ),
             Self::HostRefused => (
                 "host-refused",
@@ -317,9 +325,15 @@ impl fmt::Display for Error {
         if let Some(range) = context.range {
             write!(f, ", bytes {range}")?;
         }
+        let mut told = String::new();
         let mut cause = self.source();
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            let text = error.to_string();
+            // Some errors tell their cause themselves.
+            if !told.ends_with(&text) {
+                write!(f, ": {text}")?;
+                told = text;
+            }
             cause = error.source();
         }
         Ok(())

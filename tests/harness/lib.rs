@@ -5,8 +5,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a harness fails loudly")]
 
+pub mod cutting_proxy;
 pub mod digest;
 pub mod disk;
+pub mod image;
 pub mod peer;
 pub mod program;
+pub mod rust_nbd;
 pub mod skip;
+pub mod volume;

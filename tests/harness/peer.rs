@@ -52,6 +52,20 @@ impl Peer {
         }
     }
 
+    /// `nbdkit`, read-only, on a file, with options before the plugin and parameters behind the file.
+    pub fn nbdkit_file(options: &[&str], file: &Path, parameters: &[&str]) -> Self {
+        let file = file.to_str().unwrap();
+        Self::nbdkit(
+            &[
+                &["--exit-with-parent", "-r"],
+                options,
+                &["file", file],
+                parameters,
+            ]
+            .concat(),
+        )
+    }
+
     /// The socket.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -63,6 +77,11 @@ impl Peer {
             address: NbdAddress::Unix(self.socket.clone()),
             export: ExportName::new(export).unwrap(),
         }
+    }
+
+    /// The URI of an export, as a command takes it.
+    pub fn uri_text(&self, export: &str) -> String {
+        self.uri(export).to_string()
     }
 
     /// Ends it without warning.

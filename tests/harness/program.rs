@@ -108,11 +108,73 @@ impl Drop for Host {
 
 /// Runs a program of the workspace to its end.
 pub fn run(name: &str, arguments: &[&str]) -> Output {
-    Command::new(built(name))
+    run_fed(name, arguments, Stdio::null())
+}
+
+/// Runs a program of the workspace to its end, with something on its stdin.
+pub fn run_fed(name: &str, arguments: &[&str], stdin: impl Into<Stdio>) -> Output {
+    start(name, arguments, stdin).wait()
+}
+
+/// Starts a program of the workspace. Every run goes through [`Running::wait`], which holds it to what every run owes.
+pub fn start(name: &str, arguments: &[&str], stdin: impl Into<Stdio>) -> Running {
+    let child = Command::new(built(name))
         .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    Running {
+        child: Some(child),
+        command: format!("{name} {arguments:?}"),
+    }
+}
+
+/// A program that runs; killed when dropped.
+pub struct Running {
+    child: Option<Child>,
+    command: String,
+}
+
+impl Running {
+    /// Sends a signal.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = i32::try_from(self.child.as_ref().unwrap().id()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// Its stdin, if that is a pipe.
+    pub fn take_stdin(&mut self) -> std::process::ChildStdin {
+        self.child.as_mut().unwrap().stdin.take().unwrap()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().unwrap().try_wait().unwrap().is_some()
+    }
+
+    /// Waits for its end. Whatever it was asked to do, it must not panic, and must not colour what goes to a pipe.
+    pub fn wait(mut self) -> Output {
+        let output = self.child.take().unwrap().wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!stderr.contains("panicked at"), "{}:\n{stderr}", self.command);
+        assert!(
+            !stderr.contains('\x1b'),
+            "{} colours a pipe:\n{stderr}",
+            self.command
+        );
+        output
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
 }
 
 /// Runs `nbd-export`, which must succeed, and gives back its stdout.
@@ -151,5 +213,11 @@ pub fn fails(name: &str, code: i32, arguments: &[&str]) -> serde_json::Value {
         .lines()
         .rfind(|line| line.starts_with('{'))
         .unwrap_or_else(|| panic!("no error object: {stderr}"));
-    serde_json::from_str(line).unwrap()
+    let error: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(error["exit_code"], code, "{line}");
+    assert!(
+        error["kind"].is_string() && error["message"].is_string(),
+        "{line}"
+    );
+    error
 }

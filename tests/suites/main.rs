@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail loudly")]
 
 mod client_peers;
+mod faults;
+mod foreign;
 mod off_host;
 mod walls;

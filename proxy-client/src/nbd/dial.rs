@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use nbd_export::proto::constants::OptionCode;
 use nbd_export::proto::handshake::{ClientHandshake, ClientProgress, Goal, Outcome};
 use nbd_export::proto::option::ListedExport;
-use nbd_export::proto::{ContextName, HeaderStyle, PeerIncompatible, ProtocolError};
+use nbd_export::proto::{ContextName, HeaderStyle, ProtocolError};
 use nbd_export::uri::{NbdAddress, NbdUri};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -85,8 +85,8 @@ pub async fn list_contexts(uri: &NbdUri, queries: Vec<ContextName>) -> Result<Ve
     };
     match dial(uri, goal).await.map(|dialled| dialled.outcome) {
         Ok(Outcome::Contexts(names)) => Ok(names),
-        Err(NbdError::Protocol(ProtocolError::Incompatible(PeerIncompatible::NoContexts))) => Ok(Vec::new()),
         Ok(_) => Err(NbdError::Closed),
+        Err(error) if error.knows_no_contexts() => Ok(Vec::new()),
         Err(error) => Err(error),
     }
 }

@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use nbd_export::proto::constants::OptionReplyCode;
+use nbd_export::proto::constants::{OptionCode, OptionReplyCode};
 use nbd_export::proto::transmission::{RuleBroken, ServerError};
-use nbd_export::proto::{Errno, ProtocolError};
+use nbd_export::proto::{Errno, PeerIncompatible, ProtocolError};
 
 use crate::error::{Error, ErrorKind};
 
@@ -36,6 +36,22 @@ impl NbdError {
     /// Whether another connection could do better.
     pub fn is_connection_lost(&self) -> bool {
         matches!(self, Self::Io(_) | Self::Closed | Self::Timeout)
+    }
+
+    /// Whether the server knows no metadata contexts, in one of the ways to say so.
+    pub(super) fn knows_no_contexts(&self) -> bool {
+        match self {
+            Self::Protocol(ProtocolError::Incompatible(why)) => {
+                matches!(
+                    why,
+                    PeerIncompatible::NoContexts | PeerIncompatible::NotFixedNewstyle
+                )
+            }
+            Self::Protocol(ProtocolError::Refused(refused)) => {
+                refused.option == OptionCode::LIST_META_CONTEXT && refused.reply == OptionReplyCode::ERR_UNSUP
+            }
+            _ => false,
+        }
     }
 
     /// Whether the server says that the export has ended (law H6).
@@ -76,6 +92,9 @@ impl From<NbdError> for Error {
             }
             NbdError::Protocol(ProtocolError::Refused(_) | ProtocolError::ExportNameRefused)
             | NbdError::Server(_) => (ErrorKind::HostRefused, "the host refuses"),
+            NbdError::Protocol(ProtocolError::Incompatible(_)) => {
+                (ErrorKind::HostIncompatible, "the host cannot be used")
+            }
             NbdError::Protocol(_) => (
                 ErrorKind::HostMisbehaved,
                 "the host does not keep the NBD protocol",

@@ -68,9 +68,6 @@ async fn what_it_cannot_do_is_a_typed_error() {
         Err(NbdError::Protocol(ProtocolError::ExportNameRefused))
     ));
     assert_eq!(list_exports(&uri("")).await.unwrap()[0].name.as_str(), "rustnbd");
-    assert!(matches!(
-        list_contexts(&uri("disk"), vec![]).await,
-        Err(NbdError::Protocol(ProtocolError::Incompatible(_)))
-    ));
+    assert!(list_contexts(&uri("disk"), vec![]).await.unwrap().is_empty());
     server.join().unwrap();
 }

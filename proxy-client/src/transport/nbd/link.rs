@@ -63,12 +63,21 @@ impl Link {
             .any(|(_, role)| *role == ContextRole::Disk(number))
     }
 
-    /// The mapping of `range` from its start on, from one reply.
+    /// The mapping of `range` from its start on, from one reply. A server of ordinary exports that fails to tell its holes
+    /// has none: everything is read.
     ///
     /// # Errors
     /// [`NbdError`]; contradictions in the map are the server's misbehaviour.
     pub async fn map(&self, range: ByteRange) -> Result<Vec<MappedExtent>, LinkError> {
-        self.status(range, None).await
+        match self.status(range, None).await {
+            Err(LinkError::Nbd(error @ NbdError::Server(_)))
+                if self.published.frozen.is_none() && !error.is_gone() =>
+            {
+                tracing::warn!(%error, %range, "the server fails to tell holes, so everything is read");
+                Ok(merge_chunks(range, &[])?)
+            }
+            status => status,
+        }
     }
 
     /// The generations of `range` from its start on, alone if the server can filter.
