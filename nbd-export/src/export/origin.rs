@@ -75,3 +75,52 @@ impl Export for OriginExport {
             .write_zeroes(range.start(), range.len(), no_hole, fua)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use volmap::cow::CopyAreaSpec;
+    use volmap::generation::GenerationClock;
+    use volmap::layers::Layers;
+
+    use super::super::FrozenExport;
+    use super::*;
+
+    const SIZE: usize = 1 << 20;
+
+    fn bytes(export: &dyn Export, start: u64, len: u64) -> Vec<u8> {
+        let range = ByteRange::new(start, len).unwrap();
+        match export.read(range, ReadShape::Whole).unwrap().remove(0) {
+            Piece::Data { bytes, .. } => bytes,
+            Piece::Zeroes(_) => panic!("a whole read is data"),
+        }
+    }
+
+    #[test]
+    fn every_kind_of_change_leaves_the_frozen_export_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("origin");
+        std::fs::write(&path, vec![1; SIZE]).unwrap();
+        let area = CopyAreaSpec {
+            path: dir.path().join("area"),
+            size: Some(8 << 20),
+        };
+        let layers = Arc::new(Layers::new(Vec::new()).unwrap());
+        let clock = Arc::new(GenerationClock::start().unwrap());
+        let origin = Origin::open(&path, &area, layers, clock).unwrap();
+        let live = OriginExport::new(Arc::clone(&origin));
+        let frozen = FrozenExport::new(origin.freeze().unwrap());
+
+        live.write(0, &[2; 4096], false).unwrap();
+        live.trim(ByteRange::new(8192, 4096).unwrap(), false).unwrap();
+        live.write_zeroes(ByteRange::new(16_384, 4096).unwrap(), true, true)
+            .unwrap();
+        live.flush().unwrap();
+
+        assert_eq!(bytes(&live, 0, 4096), [2; 4096]);
+        assert_eq!(bytes(&live, 16_384, 4096), [0; 4096]);
+        assert_eq!(bytes(&frozen, 0, SIZE as u64), vec![1; SIZE]);
+        let all = ByteRange::new(0, SIZE as u64).unwrap();
+        let status = live.block_status(all, &[ContextIndex(0)], false).unwrap();
+        assert_eq!(status, all_data(all, &[ContextIndex(0)]));
+    }
+}

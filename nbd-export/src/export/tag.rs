@@ -76,3 +76,51 @@ impl Export for TagExport {
         self.write(range.start(), &vec![0; len], fua)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use volmap::generation::GenerationClock;
+    use volmap::layers::Layers;
+
+    use super::*;
+
+    fn range(start: u64, len: u64) -> ByteRange {
+        ByteRange::new(start, len).unwrap()
+    }
+
+    #[test]
+    fn a_nonce_stays_where_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = Layers::new(Vec::new()).unwrap();
+        let clock = GenerationClock::start().unwrap();
+        let export = TagExport::new(Tag::open(&dir.path().join("tag"), &layers, &clock).unwrap());
+        let size = export.info().size;
+        export.write(4096, b"nonce", true).unwrap();
+        export.trim(range(4096, 4096), true).unwrap();
+        let pieces = export.read(range(4096, 5), ReadShape::Sparse).unwrap();
+        assert_eq!(
+            pieces,
+            [Piece::Data {
+                offset: 4096,
+                bytes: b"nonce".to_vec()
+            }]
+        );
+        assert!(
+            export.write(0, b"x", true).is_err(),
+            "the first block is the host's"
+        );
+
+        let all: Vec<ContextIndex> = (0..export.contexts().len()).map(ContextIndex).collect();
+        assert!(
+            export
+                .contexts()
+                .iter()
+                .all(|c| !c.name.starts_with("x-volmap:frozen:"))
+        );
+        let status = export.block_status(range(0, size), &all, false).unwrap();
+        assert_eq!(status.len(), all.len());
+        for context in status {
+            assert_eq!(context.descriptors.iter().map(|d| d.length).sum::<u64>(), size);
+        }
+    }
+}
