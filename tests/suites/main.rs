@@ -5,5 +5,6 @@
 mod client_peers;
 mod faults;
 mod foreign;
+mod interop;
 mod off_host;
 mod walls;
