@@ -1,5 +1,7 @@
 //! One batch: read, validate, read again what moved (laws P0 to P4). Nothing leaves here that was not confirmed.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use volmap::generation::Generation;
@@ -198,7 +200,7 @@ impl<'a, S: FrozenSource> Work<'a, S> {
     }
 
     /// A range that was published as zero, and no longer is, must still read as zeroes: its frozen bytes never change.
-    async fn insist_on_zero(&mut self, range: ByteRange) -> Result<()> {
+    async fn insist_on_zero(&self, range: ByteRange) -> Result<()> {
         for part in parts(range, LONGEST_NBD_READ) {
             if self.source.read(part).await?.iter().any(|&byte| byte != 0) {
                 let message = "the host published zeroes for a range that holds data";
@@ -208,20 +210,29 @@ impl<'a, S: FrozenSource> Work<'a, S> {
         Ok(())
     }
 
-    /// Notes a reason on every piece of data that is not to be read directly in this round.
+    /// Notes a reason on every piece of data that is not to be read directly in this round. Zeroes whose mapping does not settle
+    /// are looked at through the host as well (law P4), and need no confirmation then.
     async fn make_nbd_what_must_be(&self, todo: &mut [Piece], round: u8) -> Result<()> {
-        let unsettled = |p: &&Piece| p.is_zero() && p.extent.generation.is_direct();
-        if round > DIRECT_ROUNDS
-            && let Some(piece) = todo.iter().find(unsettled)
-        {
-            let message = "the host's map of a range of zeroes does not settle";
-            return Err(Error::new(ErrorKind::HostMisbehaved, message).in_range(piece.extent.range));
+        if round > DIRECT_ROUNDS {
+            let unsettled = |p: &&mut Piece| p.is_zero() && p.extent.generation.is_direct();
+            for piece in todo.iter_mut().filter(unsettled) {
+                self.insist_on_zero(piece.extent.range).await?;
+                piece.extent.generation = Generation::NEVER_DIRECT;
+            }
         }
         let extents: Vec<MappedExtent> = todo.iter().map(|p| p.extent).collect();
+        // Asked once for a LUN: what cannot be proven now would cost a search for samples for every piece.
+        let mut verdicts: BTreeMap<u16, Option<String>> = BTreeMap::new();
         for piece in todo.iter_mut().filter(|p| !p.is_zero() && p.reason.is_none()) {
             piece.reason = match piece.extent.place {
                 _ if round > DIRECT_ROUNDS => Some(format!("moved again in each of {DIRECT_ROUNDS} rounds")),
-                Some(place) => self.luns.prove(place.disk, self.source, &extents).await?.err(),
+                Some(place) => match verdicts.get(&place.disk) {
+                    Some(verdict) => verdict.clone(),
+                    None => {
+                        let verdict = self.luns.prove(place.disk, self.source, &extents).await?.err();
+                        verdicts.entry(place.disk).or_insert(verdict).clone()
+                    }
+                },
                 None if !piece.extent.generation.is_direct() => {
                     Some("the host gives no location for it".into())
                 }
@@ -550,6 +561,32 @@ mod tests {
         assert!(bytes == world.frozen());
         assert_eq!((tally.bytes_direct, tally.bytes_nbd), (0, 2 * UNIT));
         assert_eq!((tally.bytes_moved, tally.bytes_remapped_direct), (2 * UNIT, 0));
+    }
+
+    #[test]
+    fn zeroes_that_move_in_every_round_are_looked_at_over_nbd() {
+        let world = World::new(&[true; 4], 64, Vec::new());
+        for _ in 0..9 {
+            world.let_in(Point::AfterMap, Act::Restamp);
+        }
+        let (bytes, _, tally) = run(fetch_all(&world, &world.luns(), false)).unwrap();
+        assert!(bytes == world.frozen());
+        assert_eq!((tally.bytes_zero, tally.bytes_nbd), (4 * UNIT, 0));
+    }
+
+    /// Allocated zeroes prove nothing: samples are looked for once in each of the first batches, not for every piece, and not
+    /// for ever.
+    #[test]
+    fn a_lun_that_cannot_be_proven_costs_a_bounded_search_for_samples() {
+        for (units, searches) in [(32, 4), (160, 8)] {
+            let world = World::new(&vec![false; units], 1000, Vec::new())
+                .fragmented()
+                .allocated_zeroes();
+            let (bytes, _, tally) = run(fetch_all(&world, &world.luns(), false)).unwrap();
+            assert!(bytes == world.frozen());
+            assert_eq!((tally.bytes_direct, tally.bytes_nbd), (0, units as u64 * UNIT));
+            assert_eq!(world.maps_asked(), 1 + searches * 24);
+        }
     }
 
     /// The check after the read is what makes this pass: without it the overwritten unit would be kept.

@@ -65,6 +65,8 @@ struct State {
     acts: Vec<(Point, Act)>,
     /// Overwrites without a copy and without a new generation.
     careless: bool,
+    /// Maps that were asked for.
+    maps: u64,
 }
 
 /// The world; clones share it.
@@ -103,6 +105,32 @@ impl World {
     pub(super) fn careless(self) -> Self {
         self.state().careless = true;
         self
+    }
+
+    /// Every unit lies elsewhere than beside its neighbours, so that each is an extent of its own.
+    pub(super) fn fragmented(self) -> Self {
+        {
+            let mut state = self.state();
+            for unit in 0..state.zero.len() as u64 {
+                state.act(Act::Overwrite(unit));
+            }
+        }
+        self
+    }
+
+    /// Data that is nothing but zeroes, on the LUN and through the host.
+    pub(super) fn allocated_zeroes(self) -> Self {
+        {
+            let mut state = self.state();
+            state.disk.fill(0);
+            state.frozen.fill(0);
+        }
+        self
+    }
+
+    /// How often a map was asked for.
+    pub(super) fn maps_asked(&self) -> u64 {
+        self.state().maps
     }
 
     /// One more act.
@@ -206,7 +234,11 @@ impl FrozenSource for World {
     }
 
     async fn map(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
-        let answer = self.state().answer(range);
+        let answer = {
+            let mut state = self.state();
+            state.maps += 1;
+            state.answer(range)
+        };
         self.at(Point::AfterMap);
         answer
     }
