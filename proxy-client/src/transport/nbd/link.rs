@@ -14,6 +14,9 @@ const LONGEST_COMPACT_STATUS: u64 = 1 << 31;
 /// Longest range of one with 64-bit lengths.
 const LONGEST_STATUS: u64 = 1 << 46;
 
+/// How often names are listed again because others were to be had a moment later.
+const ATTEMPTS: usize = 4;
+
 /// A connection and the meaning of its contexts.
 pub struct Link {
     /// The session.
@@ -31,13 +34,21 @@ impl Link {
     /// # Errors
     /// [`NbdError`].
     pub async fn open(uri: &NbdUri, luns: &[Identity]) -> Result<Self, NbdError> {
-        let listed = list_contexts(uri, Published::queries()).await?;
-        let mut published = Published::from_names(listed.iter().map(|name| name.as_str()));
-        let connection = Connection::connect(uri, published.selection(luns)).await?;
+        let mut attempt = 1;
+        let (mut published, connection, selected) = loop {
+            let listed = list_contexts(uri, Published::queries()).await?;
+            let published = Published::from_names(listed.iter().map(|name| name.as_str()));
+            let connection = Connection::connect(uri, published.selection(luns)).await?;
+            let contexts = &connection.session().contexts;
+            let selected = Published::from_names(contexts.iter().map(|context| context.name.as_str())).frozen;
+            // Between the two connections the name may have gone to another frozen image, which then was not selected.
+            if selected == published.frozen || attempt == ATTEMPTS {
+                break (published, connection, selected);
+            }
+            attempt += 1;
+        };
+        published.frozen = selected;
         let session = connection.session();
-        let selected = || session.contexts.iter().map(|context| context.name.as_str());
-        // Between the two connections the name may have gone to another frozen image, which then was not selected.
-        published.frozen = Published::from_names(selected()).frozen;
         let roles = session
             .contexts
             .iter()

@@ -6,6 +6,8 @@
 mod link;
 mod published;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub use link::{Link, LinkError};
 pub use published::Published;

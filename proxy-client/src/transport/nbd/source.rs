@@ -1,7 +1,7 @@
 //! The frozen image behind a URI, through as many connections as it takes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -45,6 +45,8 @@ pub struct NbdSource {
     size: u64,
     link: RwLock<Arc<Link>>,
     relistings: AtomicU32,
+    /// Why there will be no other connection: the first request that finds out waits for a host, the others do not.
+    given_up: OnceLock<(ErrorKind, &'static str)>,
 }
 
 impl NbdSource {
@@ -63,6 +65,7 @@ impl NbdSource {
             luns,
             link: RwLock::new(Arc::new(link)),
             relistings: AtomicU32::new(0),
+            given_up: OnceLock::new(),
         })
     }
 
@@ -125,10 +128,14 @@ impl NbdSource {
             // Somebody else was faster.
             return Ok(());
         }
+        if let Some(&(kind, message)) = self.given_up.get() {
+            return Err(Error::new(kind, message).of_volume(self.uri.export.as_str()));
+        }
         let Some(frozen) = self.frozen else {
-            let message =
-                "the connection is lost, and nothing tells whether the server still has the same bytes";
-            return Err(Error::new(ErrorKind::HostLost, message).of_volume(self.uri.export.as_str()));
+            return Err(self.give_up(
+                ErrorKind::HostLost,
+                "the connection is lost, and nothing tells whether the server still has the same bytes",
+            ));
         };
         for wait in RECONNECT_WAITS {
             sleep(wait).await;
@@ -142,10 +149,14 @@ impl NbdSource {
                     return Err(self.gone("the host does not have it any more"));
                 }
                 Err(error) if error.is_connection_lost() => tracing::warn!(%error, "not connected yet"),
-                Err(error) => return Err(Error::from(error).of_volume(self.uri.export.as_str())),
+                Err(error) => {
+                    let error = Error::from(error);
+                    self.give_up(error.kind(), "the host refuses another connection");
+                    return Err(error.of_volume(self.uri.export.as_str()));
+                }
             }
         }
-        Err(Error::new(ErrorKind::HostLost, "the host did not come back").of_volume(self.uri.export.as_str()))
+        Err(self.give_up(ErrorKind::HostLost, "the host did not come back"))
     }
 
     /// Law P5: another frozen UUID is another image, whatever its name.
@@ -160,7 +171,13 @@ impl NbdSource {
     }
 
     fn gone(&self, message: &'static str) -> Error {
-        Error::new(ErrorKind::FrozenImageGone, message).of_volume(self.uri.export.as_str())
+        self.give_up(ErrorKind::FrozenImageGone, message)
+    }
+
+    /// No connection will do any more.
+    fn give_up(&self, kind: ErrorKind, message: &'static str) -> Error {
+        let (kind, message) = *self.given_up.get_or_init(|| (kind, message));
+        Error::new(kind, message).of_volume(self.uri.export.as_str())
     }
 
     /// Whether data of `extents` lies on a disk that this connection has no context of, though the job could read it.
@@ -184,7 +201,8 @@ impl FrozenSource for NbdSource {
                 Ok((extents, link))
             })
             .await?;
-        if !self.lies_elsewhere(&link, &extents)
+        if self.frozen.is_none()
+            || !self.lies_elsewhere(&link, &extents)
             || self.relistings.fetch_add(1, Ordering::Relaxed) >= RELISTINGS
         {
             return Ok(extents);
