@@ -6,12 +6,19 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+
 use crate::error::{Error, Result};
 use crate::file_id::FileId;
 use crate::image::{Decoder, End, Event, FOOTER, HEADER_FRAME_MAX, Header, ImageError, Outline};
+use crate::interrupt::Interrupt;
 
 /// Bytes per read: a frame or so.
 const READ: usize = 1 << 20;
+
+/// Milliseconds between two looks at the interrupt while nothing comes.
+const INTERRUPT_CHECK: u16 = 100;
 
 /// An image that is read: a file, a block device, or standard input.
 #[derive(Debug)]
@@ -58,19 +65,39 @@ impl ImageSource {
     /// Decodes the whole image, from where the file stands.
     ///
     /// # Errors
-    /// What `on_event` returns; [`crate::error::ErrorKind::ImageBad`], `ImageUnsupported` or `Io`.
-    pub(crate) fn decode(&mut self, mut on_event: impl FnMut(Event) -> Result<()>) -> Result<End> {
+    /// What `on_event` returns; [`crate::error::ErrorKind::ImageBad`], `ImageUnsupported`, `Interrupted` or `Io`.
+    pub(crate) fn decode(
+        &mut self,
+        interrupt: &Interrupt,
+        mut on_event: impl FnMut(Event) -> Result<()>,
+    ) -> Result<End> {
         let mut decoder = Decoder::new();
         let mut buffer = vec![0; READ];
         loop {
             while let Some(event) = decoder.next_event().map_err(|error| self.bad(error))? {
                 on_event(event)?;
             }
+            self.wait_for_bytes(interrupt)?;
             match self.file.read(&mut buffer) {
                 Ok(0) => return decoder.finish().map_err(|error| self.bad(error)),
                 Ok(length) => decoder.push(&buffer[..length]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::io("reading the image", &self.path, error)),
+            }
+        }
+    }
+
+    /// Waits until a read would return, and looks at the interrupt meanwhile: who writes to a pipe may take for ever.
+    fn wait_for_bytes(&self, interrupt: &Interrupt) -> Result<()> {
+        loop {
+            interrupt.check()?;
+            match poll(
+                &mut [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)],
+                INTERRUPT_CHECK,
+            ) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(Error::io("waiting for the image", &self.path, error.into())),
             }
         }
     }

@@ -11,6 +11,7 @@ pub mod error;
 mod file_id;
 pub mod image;
 mod image_source;
+pub mod interrupt;
 pub mod job;
 pub mod nbd;
 pub mod output;

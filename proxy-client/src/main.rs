@@ -2,12 +2,14 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use indicatif::HumanBytes;
 use proxy_client::cli::{Cli, ErrorFormat, Verb};
 use proxy_client::config::{ImagePath, LunArgument};
 use proxy_client::error::{Error, ErrorKind, Result};
+use proxy_client::interrupt::Interrupt;
 use proxy_client::job::backup::{BackupOptions, backup};
 use proxy_client::job::demo::demo;
 use proxy_client::job::inspect::inspect;
@@ -15,7 +17,12 @@ use proxy_client::job::restore::{RestoreOptions, restore};
 use proxy_client::job::verify::verify;
 use proxy_client::progress::Progress;
 use proxy_client::transport::direct::DirectOpener;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// How long an interrupted job may take to clean up.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -100,7 +107,7 @@ fn run(verb: Verb) -> Result<()> {
                 output: args.output,
                 force: args.force,
             };
-            let restored = watched(|progress| restore(&options, progress))?;
+            let restored = watched(|interrupt, progress| restore(&options, interrupt, progress))?;
             to_stderr(&format!(
                 "restored {} to {}, root {}",
                 HumanBytes(restored.header.size),
@@ -110,7 +117,7 @@ fn run(verb: Verb) -> Result<()> {
             restored.unreadable.error().map_or(Ok(()), Err)
         }
         Verb::Verify(args) => {
-            let verified = watched(|progress| verify(&args.image, progress))?;
+            let verified = watched(|interrupt, progress| verify(&args.image, interrupt, progress))?;
             to_stderr(&format!(
                 "the image is good: {}, root {}",
                 HumanBytes(verified.header.size),
@@ -130,26 +137,55 @@ fn run(verb: Verb) -> Result<()> {
     }
 }
 
-/// Runs a job that tells how far it is, with a progress bar.
-fn watched<T>(job: impl FnOnce(&mut dyn FnMut(u64, u64)) -> Result<T>) -> Result<T> {
+/// Runs a job that tells how far it is, with a progress bar, until it ends or the operator interrupts it.
+fn watched<T>(job: impl FnOnce(&Interrupt, &mut dyn FnMut(u64, u64)) -> Result<T>) -> Result<T> {
+    let runtime = runtime()?;
+    let interrupt = Interrupt::default();
+    let raised = interrupt.clone();
+    runtime.spawn(async move {
+        interruption().await;
+        raised.raise();
+    });
     let progress = Progress::on_terminal();
-    let result = job(&mut |done, size| progress.update_bytes(done, size));
+    let result = job(&interrupt, &mut |done, size| progress.update_bytes(done, size));
     progress.end();
     result
 }
 
 /// Runs a job until it ends or the operator interrupts it.
 fn in_runtime<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::new(ErrorKind::Io, "the runtime cannot start").caused_by(error))?;
-    runtime.block_on(async {
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
         tokio::select! {
             result = job => result,
-            _ = tokio::signal::ctrl_c() => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
+            () = interruption() => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
         }
-    })
+    });
+    // The writer's thread removes what it has not finished; it may be stuck in a pipe that nobody reads.
+    runtime.shutdown_timeout(STOP_DEADLINE);
+    result
+}
+
+fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(ErrorKind::Io, "the runtime cannot start").caused_by(error))
+}
+
+/// SIGINT or SIGTERM: both leave through the door, so that nothing half-done stays behind.
+async fn interruption() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminated) => {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminated.recv() => {}
+            }
+        }
+        Err(_) => {
+            tokio::signal::ctrl_c().await.ok();
+        }
+    }
 }
 
 #[allow(clippy::print_stdout, reason = "results are what stdout is for")]

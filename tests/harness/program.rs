@@ -149,9 +149,19 @@ impl Running {
         self.child.as_mut().unwrap().stdin.take().unwrap()
     }
 
-    /// Whether it has ended.
-    pub fn has_ended(&mut self) -> bool {
-        self.child.as_mut().unwrap().try_wait().unwrap().is_some()
+    /// Waits until it has made a file.
+    pub fn wait_for(&mut self, path: &std::path::Path) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !path.exists() {
+            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+            let late = Instant::now() > deadline;
+            assert!(
+                ended.is_none() && !late,
+                "{} never came ({ended:?})",
+                path.display()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits for its end. Whatever it was asked to do, it must not panic, and must not colour what goes to a pipe.
@@ -209,15 +219,19 @@ pub fn fails(name: &str, code: i32, arguments: &[&str]) -> serde_json::Value {
     let output = run(name, &[&["--error-format", "json"], arguments].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{name} {arguments:?}\n{stderr}");
-    let line = stderr
-        .lines()
-        .rfind(|line| line.starts_with('{'))
-        .unwrap_or_else(|| panic!("no error object: {stderr}"));
-    let error: serde_json::Value = serde_json::from_str(line).unwrap();
-    assert_eq!(error["exit_code"], code, "{line}");
+    let error = error_object(&output);
+    assert_eq!(error["exit_code"], code, "{error}");
     assert!(
         error["kind"].is_string() && error["message"].is_string(),
-        "{line}"
+        "{error}"
     );
     error
+}
+
+/// The error object that a command with `--error-format json` left on stderr.
+pub fn error_object(output: &Output) -> serde_json::Value {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let line = stderr.lines().rfind(|line| line.starts_with('{'));
+    let line = line.unwrap_or_else(|| panic!("{}, no error object: {stderr}", output.status));
+    serde_json::from_str(line).unwrap()
 }

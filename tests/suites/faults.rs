@@ -1,8 +1,8 @@
 //! Servers that fail in the middle of a backup: the right bytes, or a clear failure that leaves nothing behind.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Output;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tests::cutting_proxy::{Cut, CuttingProxy};
@@ -48,7 +48,7 @@ impl Job {
 
     /// It failed with 1 and an error of this kind, and left nothing.
     fn assert_failed(&self, output: &Output, kind: &str) {
-        let error = error_object(output);
+        let error = program::error_object(output);
         assert_eq!(
             (output.status.code(), &error["kind"]),
             (Some(1), &kind.into()),
@@ -59,24 +59,6 @@ impl Job {
 
     fn partial(&self) -> PathBuf {
         self.image.with_extension("zst.partial")
-    }
-}
-
-fn error_object(output: &Output) -> serde_json::Value {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let line = stderr.lines().rfind(|line| line.starts_with('{'));
-    serde_json::from_str(line.unwrap_or_else(|| panic!("{}: {stderr}", output.status))).unwrap()
-}
-
-fn wait_for(path: &Path, what: &mut program::Running) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !path.exists() {
-        assert!(
-            !what.has_ended() && Instant::now() < deadline,
-            "{} never came",
-            path.display()
-        );
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -100,7 +82,7 @@ fn the_server_says_that_the_export_has_ended() {
     let parameters = ["error-pread=ESHUTDOWN", "error-pread-rate=100%"];
     let peer = Peer::nbdkit_file(&["--filter=error"], &job.volume, &parameters);
     let output = job.run(&peer.uri_text(""));
-    assert_eq!(error_object(&output)["kind"], "frozen-image-gone");
+    assert_eq!(program::error_object(&output)["kind"], "frozen-image-gone");
     assert_eq!(output.status.code(), Some(5));
     image::assert_nothing_left(&job.image);
 }
@@ -152,7 +134,7 @@ fn the_server_is_killed_in_the_middle() {
     let job = Job::new();
     let mut peer = Peer::nbdkit_file(&["--filter=delay"], &job.volume, &["rdelay=30"]);
     let mut backup = job.start(&peer.uri_text(""));
-    wait_for(&job.partial(), &mut backup);
+    backup.wait_for(&job.partial());
     std::thread::sleep(Duration::from_millis(200));
     peer.kill();
     job.assert_failed(&backup.wait(), "host-lost");

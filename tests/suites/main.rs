@@ -7,4 +7,5 @@ mod faults;
 mod foreign;
 mod interop;
 mod off_host;
+mod restore;
 mod walls;

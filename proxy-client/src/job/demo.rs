@@ -27,6 +27,7 @@ use super::restore::{RestoreOptions, restore};
 use super::verify::verify;
 use crate::config::{ImagePath, LunArgument};
 use crate::error::{Error, ErrorKind, Result};
+use crate::interrupt::Interrupt;
 use crate::nbd::Connection;
 use crate::pipeline::random_below;
 use crate::progress::Progress;
@@ -92,13 +93,15 @@ pub async fn demo(keep: Option<&Path>) -> Result<()> {
     host.stop().await?;
 
     let restored = path("restored.img");
-    verify(&image, &mut |_, _| {})?;
+    let interrupt = Interrupt::default();
+    verify(&image, &interrupt, &mut |_, _| {})?;
     restore(
         &RestoreOptions {
             image: image.clone(),
             output: restored.clone(),
             force: false,
         },
+        &interrupt,
         &mut |_, _| {},
     )?;
     say(format!(

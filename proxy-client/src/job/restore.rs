@@ -6,6 +6,7 @@ use super::UnreadableRanges;
 use crate::error::{Error, Result};
 use crate::image::{End, Event, Header, Kind};
 use crate::image_source::ImageSource;
+use crate::interrupt::Interrupt;
 use crate::restore::Target;
 
 /// What to restore, and to where.
@@ -39,13 +40,17 @@ pub struct Restored {
 /// * A regular file: it is emptied (with `force`, if it is not empty) and written in place; it ends as long as the volume.
 /// * A block device: overwritten in place, zeroes included; what lies behind the volume is left alone.
 ///
-/// `progress` is told bytes of the volume done, and its size.
+/// `progress` is told bytes of the volume done, and its size; `interrupt` ends it as an error does.
 ///
 /// # Errors
 /// Before anything is changed: `TargetNotEmpty`, `TargetBusy`, `TargetTooSmall`, `TargetUnfit`, `OutputIsSource`,
 /// `OutputExists`, and, where the image is a file, `ImageBad` if it was cut. Later: `ImageBad`, `Io`; an existing target is
 /// incomplete then, and the message says so.
-pub fn restore(options: &RestoreOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Restored> {
+pub fn restore(
+    options: &RestoreOptions,
+    interrupt: &Interrupt,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Restored> {
     let mut source = ImageSource::open(&options.image)?;
     if source.is_seekable()? {
         // An image that was cut is found out before a target is given up for it.
@@ -54,7 +59,7 @@ pub fn restore(options: &RestoreOptions, progress: &mut dyn FnMut(u64, u64)) -> 
     let image = source.id()?;
     let mut opened: Option<(Target, Header)> = None;
     let mut unreadable = UnreadableRanges::default();
-    let decoded = source.decode(|event| {
+    let decoded = source.decode(interrupt, |event| {
         let Some((target, header)) = &mut opened else {
             if let Event::Header(header) = event {
                 let target = Target::open(&options.output, header.size, options.force, image)?;

@@ -6,6 +6,7 @@ use super::UnreadableRanges;
 use crate::error::Result;
 use crate::image::{End, Event, Header, Kind};
 use crate::image_source::ImageSource;
+use crate::interrupt::Interrupt;
 
 /// What a good image holds.
 #[derive(Clone, Debug)]
@@ -20,15 +21,15 @@ pub struct Verified {
 }
 
 /// Verifies an image; `-` is standard input. Everything is decompressed and hashed: frames, leaves, root, records,
-/// counts, seek table, and that nothing follows. `progress` is told bytes of the volume done, and its size.
+/// counts, seek table, and that nothing follows. `progress` is told bytes of the volume done, and its size; `interrupt` ends it.
 ///
 /// # Errors
 /// [`crate::error::ErrorKind::ImageBad`]: it is cut, changed, mixed up or no image. `ImageUnsupported`, `Io`.
-pub fn verify(image: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Verified> {
+pub fn verify(image: &Path, interrupt: &Interrupt, progress: &mut dyn FnMut(u64, u64)) -> Result<Verified> {
     let mut unreadable = UnreadableRanges::default();
     let mut header = None;
     let mut size = 0;
-    let end = ImageSource::open(image)?.decode(|event| {
+    let end = ImageSource::open(image)?.decode(interrupt, |event| {
         match event {
             Event::Header(found) => {
                 size = found.size;

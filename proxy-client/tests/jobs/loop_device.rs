@@ -7,6 +7,7 @@ use std::process::Command;
 
 use nix::fcntl::OFlag;
 use proxy_client::error::{ErrorKind, Result};
+use proxy_client::interrupt::Interrupt;
 use proxy_client::job::restore::{RestoreOptions, Restored, restore};
 
 use crate::fixture::{Fixture, VOLUME, old_data, quiet};
@@ -43,7 +44,7 @@ fn run(fixture: &Fixture, output: &Path, force: bool) -> Result<Restored> {
         output: output.into(),
         force,
     };
-    restore(&options, &mut quiet)
+    restore(&options, &Interrupt::default(), &mut quiet)
 }
 
 const BEHIND: usize = 1 << 20;

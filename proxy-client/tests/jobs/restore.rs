@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use proxy_client::error::{ErrorKind, Result};
+use proxy_client::interrupt::Interrupt;
 use proxy_client::job::restore::{RestoreOptions, Restored, restore};
 
 use crate::fixture::{DAMAGED, Fixture, VOLUME, old_data, quiet};
@@ -14,7 +15,7 @@ fn run(image: &Path, output: &Path, force: bool) -> Result<Restored> {
         output: output.into(),
         force,
     };
-    restore(&options, &mut quiet)
+    restore(&options, &Interrupt::default(), &mut quiet)
 }
 
 fn kind(result: Result<Restored>) -> ErrorKind {
@@ -31,7 +32,7 @@ fn a_new_file_equals_the_volume_and_keeps_its_holes() {
         output: target.clone(),
         force: false,
     };
-    let restored = restore(&options, &mut |done, size| {
+    let restored = restore(&options, &Interrupt::default(), &mut |done, size| {
         assert!(done > last.0);
         last = (done, size);
     })
