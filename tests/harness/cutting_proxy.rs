@@ -27,19 +27,24 @@ pub struct CuttingProxy {
 impl CuttingProxy {
     /// In front of the server on `socket`.
     pub fn new(server: &Path, cut: Cut) -> Self {
+        Self::with_action(server, cut, || ())
+    }
+
+    /// The same; `action` is let in when the bytes have been passed on, and has ended before the proxy hangs up.
+    pub fn with_action(server: &Path, cut: Cut, action: impl FnOnce() + Send + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
         let (server, counter): (PathBuf, _) = (server.to_owned(), Arc::clone(&connections));
+        let mut action = Some(action);
         thread::spawn(move || {
             for client in listener.incoming() {
                 let number = counter.fetch_add(1, Ordering::SeqCst);
-                let room = if number == cut.connection {
-                    cut.after
-                } else {
-                    usize::MAX
-                };
-                session(client.unwrap(), UnixStream::connect(&server).unwrap(), room);
+                let (client, server) = (client.unwrap(), UnixStream::connect(&server).unwrap());
+                match action.take_if(|_| number == cut.connection) {
+                    Some(action) => session(client, server, cut.after, action),
+                    None => session(client, server, usize::MAX, || ()),
+                }
             }
         });
         Self {
@@ -60,14 +65,21 @@ impl CuttingProxy {
     }
 }
 
-fn session(client: UnixStream, server: UnixStream, room: usize) {
+fn session(client: UnixStream, server: UnixStream, room: usize, action: impl FnOnce() + Send + 'static) {
     let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-    thread::spawn(move || pass(from_client, to_server, usize::MAX));
-    thread::spawn(move || pass(server, client, room));
+    thread::spawn(move || {
+        pass(&from_client, &to_server, usize::MAX);
+        hang_up([from_client, to_server]);
+    });
+    thread::spawn(move || {
+        pass(&server, &client, room);
+        action();
+        hang_up([server, client]);
+    });
 }
 
-/// Passes bytes on until one side ends or `room` is used up, then hangs up on both.
-fn pass(mut from: UnixStream, mut to: UnixStream, mut room: usize) {
+/// Passes bytes on until one side ends or `room` is used up.
+fn pass(mut from: &UnixStream, mut to: &UnixStream, mut room: usize) {
     let mut buffer = vec![0; 64 << 10];
     while room > 0 {
         let wanted = buffer.len().min(room);
@@ -76,7 +88,10 @@ fn pass(mut from: UnixStream, mut to: UnixStream, mut room: usize) {
             _ => break,
         }
     }
-    for stream in [from, to] {
+}
+
+fn hang_up(streams: [UnixStream; 2]) {
+    for stream in streams {
         stream.shutdown(std::net::Shutdown::Both).ok();
     }
 }

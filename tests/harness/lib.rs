@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a harness fails loudly")]
 
+pub mod ambush;
 pub mod cutting_proxy;
 pub mod digest;
 pub mod disk;
@@ -12,5 +13,6 @@ pub mod image;
 pub mod peer;
 pub mod program;
 pub mod rust_nbd;
+pub mod site;
 pub mod skip;
 pub mod volume;

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail loudly")]
 
+mod attacks;
 mod client_peers;
 mod faults;
 mod foreign;
+mod geometry;
 mod interop;
 mod off_host;
 mod restore;
