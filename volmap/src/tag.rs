@@ -20,8 +20,8 @@ use crate::range::ByteRange;
 use crate::storage::{Backing, Caching, Guard, Standing, StorageError, StorageFile, at, write_all_over};
 use crate::store::{Place, StoreGraph, StoreId};
 
-/// The first bytes of a tag.
-const MAGIC: &[u8; 32] = b"x-volmap tag, version 1\n\0\0\0\0\0\0\0\0";
+/// The first bytes of a tag. A proxy writes to nothing that does not begin with them.
+pub const MAGIC: &[u8; 32] = b"x-volmap tag, version 1\n\0\0\0\0\0\0\0\0";
 
 /// Why a tag was not opened.
 #[derive(Debug, thiserror::Error)]

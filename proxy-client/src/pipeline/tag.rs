@@ -2,11 +2,12 @@
 //! a clone of a LUN from the LUN (docs/x-volmap.md, "Tags").
 
 use bytes::Bytes;
-use nbd_export::proto::ExportName;
+use nbd_export::proto::{ExportName, TransmissionFlags};
 use nbd_export::uri::NbdUri;
 use volmap::identity::Identity;
-use volmap::limits::TAG_BLOCK;
+use volmap::limits::{TAG_BLOCK, TAG_MAX};
 use volmap::range::ByteRange;
+use volmap::tag::MAGIC;
 
 use super::luns::{Luns, random_below};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,6 +44,16 @@ pub async fn prove_by_tag(frozen: &NbdUri, luns: &Luns) -> Result<()> {
             return Ok(());
         }
     };
+    if !is_tag(&link, identities.len())
+        .await
+        .map_err(|error| failed(error, &uri))?
+    {
+        tracing::debug!(
+            export = uri.export.as_str(),
+            "this is no tag, or one on no LUN of this job"
+        );
+        return Ok(());
+    }
     for _ in 0..ATTEMPTS {
         match attempt(&link, luns).await.map_err(|error| failed(error, &uri))? {
             Attempt::Proven(disk) => {
@@ -73,6 +84,20 @@ pub async fn prove_by_tag(frozen: &NbdUri, luns: &Luns) -> Result<()> {
         "the tag was written by others each time, and proves nothing"
     );
     Ok(())
+}
+
+/// Whether the export is a tag on one of our disks, by all that can be known without writing to it. A server that takes every
+/// name for its one export, as nbdkit does, would have us write into its disk.
+async fn is_tag(link: &Link, luns: usize) -> std::result::Result<bool, LinkError> {
+    let session = link.connection.session();
+    let writable = !session.offers(TransmissionFlags::READ_ONLY);
+    let sized = (2 * TAG_BLOCK..=TAG_MAX).contains(&session.export.size);
+    let placed = (0..luns).any(|n| u16::try_from(n).is_ok_and(|n| link.knows_disk(n)));
+    if !(writable && sized && placed && link.published.frozen.is_none()) {
+        return Ok(false);
+    }
+    let length = u32::try_from(TAG_BLOCK).unwrap_or(u32::MAX);
+    Ok(link.connection.read(0, length).await?.starts_with(MAGIC))
 }
 
 enum Attempt {

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use proxy_client::error::{Error, ErrorKind};
 use proxy_client::report::BackupReport;
 use tests::ambush::{Ambush, Point};
-use tests::disk::run;
-use tests::needs_loop_devices;
-use tests::program::proxy_client;
+use tests::disk::{run, scratch};
+use tests::peer::Peer;
+use tests::program::{backup, proxy_client};
 use tests::site::{Site, VOLUME, run_backup, text};
 use tests::volume::noise;
+use tests::{digest, needs, needs_loop_devices};
 
 use super::{MIB, SIZE, xfs_site};
 
@@ -127,4 +128,27 @@ fn without_a_tag_the_receipt_says_that_samples_are_all() {
     fs::remove_file(site.image()).unwrap();
     let ambush = stale_behind_the_samples(&site, &clone);
     site.assert_failed(backup_from(&site, &clone, &ambush, 100.0), ErrorKind::WrongLun);
+}
+
+/// nbdkit takes every name for its one export, `vm.tag` too, and lets us write: what is no tag has to be left alone.
+#[test]
+fn a_server_that_takes_any_name_is_not_written_to() {
+    needs!("nbdkit");
+    // As small as a tag, and larger.
+    for size in [MIB, 20 * MIB] {
+        let directory = scratch();
+        let volume = directory.path().join("volume");
+        let bytes = noise(1, size);
+        fs::write(&volume, &bytes).unwrap();
+        let server = Peer::nbdkit(&["file", text(&volume)]);
+        let lun = format!("lun0={}", volume.display());
+        let image = directory.path().join("image");
+        let report = backup(&[&server.uri_text(VOLUME), "--output", text(&image), "--lun", &lun]);
+        assert_eq!(report["bytes_nbd"], size, "{report}");
+        assert_eq!(
+            digest::of_file(&volume),
+            blake3::hash(&bytes),
+            "the server's disk was written to"
+        );
+    }
 }

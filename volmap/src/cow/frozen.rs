@@ -51,8 +51,7 @@ pub(super) struct Frozen {
 
 impl Frozen {
     pub(super) fn new(survey: Survey, slots: u64, first: Generation) -> Self {
-        let unlocated = survey.origin.is_none() && survey.copy_area.is_none();
-        let opaque = unlocated || !survey.graph.reaches_disk();
+        let opaque = survey.origin.is_none() && survey.copy_area.is_none();
         Self {
             description: Description {
                 uuid: Uuid::new_v4(),
@@ -68,8 +67,8 @@ impl Frozen {
             },
             graph: survey.graph,
             content: survey.content,
-            origin: survey.origin.filter(|_| !opaque),
-            copy_area: survey.copy_area.filter(|_| !opaque),
+            origin: survey.origin,
+            copy_area: survey.copy_area,
             first: if opaque { Generation::NEVER_DIRECT } else { first },
             witness: survey.witness,
             mapping_lost: OnceLock::new(),

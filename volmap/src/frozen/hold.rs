@@ -141,8 +141,7 @@ impl FileHold {
         if !inode_flags::get(&self.file)?.is_immutable() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        // As it was before that tick passed: whatever was done since shows.
-        self.pinned = Some(changed);
+        self.pinned = Some(change_time(&self.file)?);
         Ok(())
     }
 

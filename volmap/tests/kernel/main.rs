@@ -6,9 +6,7 @@
 )]
 
 mod attacks;
-mod cow;
 mod devices;
 mod fidelity;
 mod quiesce;
-mod refusals;
 mod rig;
