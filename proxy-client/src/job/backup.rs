@@ -44,9 +44,14 @@ pub async fn backup(
 ) -> Result<BackupReport> {
     let begun = Instant::now();
     let luns = open_luns(&options.luns, opener)?;
-    if let ImagePath::File(path) = &options.output {
-        keep_off_luns(path, &options.luns)?;
-    }
+    keep_off_luns(
+        match &options.output {
+            ImagePath::File(path) => path,
+            // It may have been redirected to a file or a device.
+            ImagePath::Stdio => Path::new("/dev/stdout"),
+        },
+        &options.luns,
+    )?;
     let output: Box<dyn Output> = match &options.output {
         ImagePath::Stdio => Box::new(StdoutOutput::new()?),
         ImagePath::File(path) => Box::new(FileOutput::create(path)?),

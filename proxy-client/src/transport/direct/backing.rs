@@ -1,10 +1,13 @@
 //! Whether one path stands on another: an output must not lie on a LUN that is being read.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
 
 /// One thing that bytes are kept in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -14,12 +17,12 @@ enum Holder {
 }
 
 /// Whether the bytes of `output` (which need not exist yet) lie on `lun`, or are it: through its file system, partitions,
-/// device-mapper, md and loop devices, as sysfs tells them.
+/// device-mapper, md and loop devices, as sysfs and the table of mounts tell them.
 ///
 /// # Errors
 /// One of the paths cannot be looked at.
 pub fn lies_on(output: &Path, lun: &Path) -> io::Result<bool> {
-    let lun = holder(&fs::metadata(lun)?);
+    let luns = same_bytes(holder(&fs::metadata(lun)?));
     let mut seen = BTreeSet::new();
     let mut next = match fs::metadata(output) {
         Ok(metadata) => vec![holder(&metadata)],
@@ -28,12 +31,15 @@ pub fn lies_on(output: &Path, lun: &Path) -> io::Result<bool> {
                 .parent()
                 .filter(|p| !p.as_os_str().is_empty())
                 .unwrap_or(Path::new("."));
-            vec![Holder::Device(fs::metadata(directory)?.dev())]
+            let mut holders = vec![Holder::Device(fs::metadata(directory)?.dev())];
+            holders.extend(mounted_from(directory));
+            holders
         }
         Err(error) => return Err(error),
     };
+    next.extend(mounted_from(output));
     while let Some(at) = next.pop() {
-        if at == lun {
+        if luns.contains(&at) {
             return Ok(true);
         }
         if seen.insert(at) {
@@ -54,19 +60,63 @@ fn holder(metadata: &fs::Metadata) -> Holder {
     }
 }
 
+/// A LUN, and, where it is a loop device, the file whose bytes are its own: another loop device may stand on that.
+fn same_bytes(lun: Holder) -> BTreeSet<Holder> {
+    let mut same = BTreeSet::new();
+    let mut next = Some(lun);
+    while let Some(at) = next {
+        if !same.insert(at) {
+            break;
+        }
+        next = match at {
+            Holder::Device(device) => backing_file(device).and_then(|path| fs::metadata(path).ok()),
+            Holder::File { .. } => None,
+        }
+        .map(|metadata| holder(&metadata));
+    }
+    same
+}
+
+/// The device that the file system of `path` was mounted from: the number of a btrfs file is no device's.
+fn mounted_from(path: &Path) -> Option<Holder> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_PATH.bits())
+        .open(path)
+        .ok()?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let line = table.lines().find(|line| line.split(' ').next() == Some(mount))?;
+    let source = line.split_once(" - ")?.1.split(' ').nth(1)?;
+    let metadata = fs::metadata(source).ok()?;
+    metadata.file_type().is_block_device().then(|| holder(&metadata))
+}
+
+fn sysfs_of(device: u64) -> PathBuf {
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    PathBuf::from(format!("/sys/dev/block/{major}:{minor}"))
+}
+
+/// The file under a loop device.
+fn backing_file(device: u64) -> Option<PathBuf> {
+    let path = fs::read_to_string(sysfs_of(device).join("loop/backing_file")).ok()?;
+    Some(path.trim_end_matches('\n').into())
+}
+
 /// What directly holds the bytes of `at`; nothing where the system does not tell (a network file system, say).
 fn below(at: Holder) -> Vec<Holder> {
     let device = match at {
         Holder::File { device, .. } => return vec![Holder::Device(device)],
         Holder::Device(device) => device,
     };
-    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let sysfs = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let sysfs = sysfs_of(device);
     let mut found = Vec::new();
-    if let Ok(backing) = fs::read_to_string(sysfs.join("loop/backing_file"))
-        && let Ok(metadata) = fs::metadata(backing.trim_end_matches('\n'))
+    if let Some(backing) = backing_file(device)
+        && let Ok(metadata) = fs::metadata(&backing)
     {
         found.push(holder(&metadata));
+        found.extend(mounted_from(&backing));
     }
     if sysfs.join("partition").exists() {
         found.extend(
@@ -74,6 +124,18 @@ fn below(at: Holder) -> Vec<Holder> {
                 .ok()
                 .and_then(|path| device_number(path.parent()?)),
         );
+    }
+    for members in fs::read_dir("/sys/fs/btrfs").into_iter().flatten().flatten() {
+        let members = fs::read_dir(members.path().join("devices"));
+        let members: Vec<Holder> = members
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|member| device_number(&member.path()))
+            .collect();
+        if members.contains(&at) {
+            found.extend(members);
+        }
     }
     for slave in fs::read_dir(sysfs.join("slaves")).into_iter().flatten().flatten() {
         found.extend(device_number(&slave.path()));
@@ -92,6 +154,8 @@ fn device_number(sysfs: &Path) -> Option<Holder> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -105,5 +169,98 @@ mod tests {
         assert!(!lies_on(&directory.path().join("new"), &b).unwrap());
         std::os::unix::fs::symlink(&a, directory.path().join("link")).unwrap();
         assert!(lies_on(&directory.path().join("link"), &a).unwrap());
+    }
+
+    /// What was made, undone in reverse when dropped.
+    #[derive(Default)]
+    struct Made(Vec<Vec<String>>);
+
+    impl Drop for Made {
+        fn drop(&mut self) {
+            for undo in self.0.iter().rev() {
+                Command::new(&undo[0]).args(&undo[1..]).status().ok();
+            }
+        }
+    }
+
+    impl Made {
+        /// The output of a command that succeeds here; `None`, said aloud, where it does not.
+        fn run(&mut self, command: &[&str], undo: impl Fn(&str) -> Vec<String>) -> Option<String> {
+            let output = Command::new(command[0]).args(&command[1..]).output().ok()?;
+            if !output.status.success() {
+                eprintln!("skipped: {command:?} does not work here");
+                return None;
+            }
+            let text = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+            self.0.push(undo(&text));
+            Some(text)
+        }
+
+        fn loop_on(&mut self, file: &Path) -> Option<PathBuf> {
+            let file = file.to_str().unwrap();
+            self.run(&["losetup", "--find", "--show", file], |device| {
+                vec!["losetup".into(), "-d".into(), device.into()]
+            })
+            .map(PathBuf::from)
+        }
+
+        fn mounted(&mut self, make: &str, device: &Path, at: &Path) -> Option<()> {
+            let (device, at) = (device.to_str().unwrap(), at.to_str().unwrap());
+            self.run(&[make, "-q", device], |_| vec!["true".into()])?;
+            self.run(&["mount", device, at], |_| vec!["umount".into(), at.into()])
+                .map(drop)
+        }
+    }
+
+    fn sparse(path: &Path, len: u64) {
+        fs::File::create(path).unwrap().set_len(len).unwrap();
+    }
+
+    #[test]
+    fn a_loop_device_is_its_file_and_so_is_every_other_on_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (lun, other) = (directory.path().join("lun"), directory.path().join("other"));
+        sparse(&lun, 1 << 20);
+        sparse(&other, 1 << 20);
+        let mut made = Made::default();
+        let Some((a, b, c)) = made
+            .loop_on(&lun)
+            .and_then(|a| Some((a, made.loop_on(&lun)?, made.loop_on(&other)?)))
+        else {
+            return;
+        };
+        // A loop device on a loop device.
+        let Some(d) = made.loop_on(&b) else { return };
+        for output in [&lun, &a, &b, &d] {
+            assert!(lies_on(output, &a).unwrap(), "{}", output.display());
+        }
+        assert!(!lies_on(&c, &a).unwrap());
+        assert!(!lies_on(&other, &a).unwrap());
+    }
+
+    #[test]
+    fn file_systems_lie_on_their_devices() {
+        for make in ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"] {
+            let directory = tempfile::tempdir().unwrap();
+            let (lun, other) = (directory.path().join("lun"), directory.path().join("other"));
+            let (at, bound) = (directory.path().join("at"), directory.path().join("bound"));
+            sparse(&lun, 320 << 20);
+            sparse(&other, 1 << 20);
+            fs::create_dir(&at).unwrap();
+            fs::create_dir(&bound).unwrap();
+            let mut made = Made::default();
+            let Some(device) = made.loop_on(&lun) else { return };
+            if made.mounted(make, &device, &at).is_none() {
+                continue;
+            }
+            let bind = ["mount", "--bind", at.to_str().unwrap(), bound.to_str().unwrap()];
+            made.run(&bind, |_| vec!["umount".into(), bound.to_str().unwrap().into()]);
+            fs::write(at.join("old"), "old").unwrap();
+            for output in [at.join("new"), at.join("old"), bound.join("new")] {
+                assert!(lies_on(&output, &device).unwrap(), "{make} {}", output.display());
+                assert!(lies_on(&output, &lun).unwrap(), "{make} {}", output.display());
+                assert!(!lies_on(&output, &other).unwrap());
+            }
+        }
     }
 }
