@@ -87,7 +87,7 @@ pub struct Store {
     pub kind: StoreKind,
     /// Its name for good.
     pub identity: Identity,
-    /// Where an operator finds it: a path or device name. For people, never for decisions.
+    /// Where an operator finds it: a path or device name. For people; a difference in it may only take locations away.
     pub label: String,
     /// Size in bytes.
     pub size: u64,
@@ -156,6 +156,13 @@ impl StoreGraph {
             self.stores.len() - 1
         });
         StoreId(u16::try_from(index).expect("at most 65,535 stores"))
+    }
+
+    /// The store of that kind and identity, if it is there.
+    pub fn find(&self, kind: StoreKind, identity: &Identity) -> Option<&Store> {
+        self.stores
+            .iter()
+            .find(|s| s.kind == kind && s.identity == *identity)
     }
 
     /// All stores, lower ones first.

@@ -86,12 +86,12 @@ struct Text {
 }
 
 impl Header {
-    /// The frame, and the key of all later ones.
-    ///
-    /// # Panics
-    /// The volume or the text exceed limits.rs: the caller checks what a host says before.
-    pub(super) fn encode(&self) -> Bytes {
-        assert!(self.size <= VOLUME_MAX, "the size of a volume fits a file offset");
+    /// Whether it keeps to limits.rs. Much of it is a host's word, so it is asked before [`super::Encoder::new`].
+    pub fn fits(&self) -> bool {
+        self.size <= VOLUME_MAX && self.text().len() <= HEADER_TEXT_MAX
+    }
+
+    fn text(&self) -> Vec<u8> {
         let text = Text {
             volume: self.volume.clone(),
             description: self.description.clone(),
@@ -99,7 +99,16 @@ impl Header {
             luns: self.luns.clone(),
             software: self.software.clone(),
         };
-        let text = serde_json::to_vec(&text).expect("strings and numbers have a JSON form");
+        serde_json::to_vec(&text).expect("strings and numbers have a JSON form")
+    }
+
+    /// The frame, and the key of all later ones.
+    ///
+    /// # Panics
+    /// It does not fit ([`Self::fits`]).
+    pub(super) fn encode(&self) -> Bytes {
+        assert!(self.size <= VOLUME_MAX, "the size of a volume fits a file offset");
+        let text = self.text();
         assert!(text.len() <= HEADER_TEXT_MAX, "the descriptive text is short");
         let mut payload = Payload::new(layout::HEADER_TAG, field::LEN, text.len());
         payload.put(field::IMAGE, self.image.as_bytes());

@@ -65,6 +65,10 @@ pub async fn backup(
     }
 
     let header = header(options, &source, &luns, &published).await?;
+    if !header.fits() {
+        let message = "the host names more stores than an image can list";
+        return Err(Error::new(ErrorKind::HostMisbehaved, message).of_volume(options.uri.export.as_str()));
+    }
     progress.begin(source.size());
     let policy = FetchPolicy {
         audit_percent: options.audit_percent,

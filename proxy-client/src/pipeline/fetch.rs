@@ -454,6 +454,7 @@ mod tests {
                 leaf: LEAF,
                 data: 4 * LEAF,
                 extents: 64,
+                range: 64 * LEAF,
             },
         );
         batcher.feed(map_whole(world, whole(world)).await?);

@@ -7,6 +7,13 @@ pub(super) const BATCH_DATA: u64 = 8 << 20;
 /// Extents in one batch: bounds what a fragmented map makes of one batch.
 pub(super) const BATCH_EXTENTS: usize = 4096;
 
+/// Bytes of the volume in one batch: a zero frame is made of each GiB of a hole, so this is a thousand of them.
+pub(super) const BATCH_RANGE: u64 = 1 << 40;
+
+/// Extents that are held for one question about the map: what a batch grows to when every one of its extents is cut up, and
+/// some. A host that cuts finer than that is not believed to mean it.
+pub(super) const EXTENTS_HELD: usize = 1 << 20;
+
 /// Longest single read from a LUN: disks reach their full speed from 256 KiB on.
 pub(super) const LONGEST_DIRECT_READ: u64 = 1 << 20;
 

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use volmap::range::ByteRange;
 
 use super::fetch::{FetchPolicy, Fetched, fetch};
-use super::limits::{BATCH_DATA, BATCH_EXTENTS, BATCHES_IN_FLIGHT, MAP_WINDOW};
+use super::limits::{BATCH_DATA, BATCH_EXTENTS, BATCH_RANGE, BATCHES_IN_FLIGHT, MAP_WINDOW};
 use super::luns::Luns;
 use super::source::FrozenSource;
 use super::tally::Tally;
@@ -97,7 +97,7 @@ fn broken(error: tokio::task::JoinError) -> Error {
     Error::new(ErrorKind::Io, "a thread of the pipeline broke down").caused_by(error)
 }
 
-/// The batches of the volume in order, each with the number of confirmations before its map was asked for.
+/// The batches of the volume in order, each with the number of confirmations before the oldest part of its map was asked for.
 fn batches<'a, S: FrozenSource>(
     source: &'a S,
     confirmations: &'a AtomicU64,
@@ -106,6 +106,7 @@ fn batches<'a, S: FrozenSource>(
         leaf: LEAF,
         data: BATCH_DATA,
         extents: BATCH_EXTENTS,
+        range: BATCH_RANGE,
     };
     let start = (Batcher::new(source.size(), limits), 0);
     stream::try_unfold(start, move |(mut batcher, mut map_age)| async move {
@@ -118,7 +119,10 @@ fn batches<'a, S: FrozenSource>(
             else {
                 return Ok(None);
             };
-            map_age = confirmations.load(Ordering::SeqCst);
+            // A batch may be made of what several replies told.
+            if !batcher.holds_extents() {
+                map_age = confirmations.load(Ordering::SeqCst);
+            }
             batcher.feed(source.map(window).await?);
         }
     })
@@ -184,4 +188,49 @@ fn write(
         output.write(&bytes)?;
     }
     Ok(Finished { tally, end, output })
+}
+
+#[cfg(test)]
+mod tests {
+    use volmap::generation::Generation;
+
+    use super::*;
+    use crate::plan::mapped::MappedExtent;
+
+    /// A leaf of data in each reply, and something else is confirmed after each.
+    struct ShortReplies<'a>(&'a AtomicU64);
+
+    impl FrozenSource for ShortReplies<'_> {
+        fn size(&self) -> u64 {
+            BATCH_DATA + LEAF
+        }
+
+        async fn map(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(vec![MappedExtent {
+                range: ByteRange::new(range.start(), LEAF).unwrap(),
+                content: volmap::map::Content::Data,
+                generation: Generation::from_wire(1),
+                place: None,
+            }])
+        }
+
+        async fn generations(&self, _: ByteRange) -> Result<Vec<MappedExtent>> {
+            unreachable!("batches are made of maps")
+        }
+
+        async fn read(&self, _: ByteRange) -> Result<Bytes> {
+            unreachable!("batches are made of maps")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_as_old_as_the_first_reply_that_it_is_made_of() {
+        let confirmations = AtomicU64::new(0);
+        let source = ShortReplies(&confirmations);
+        let batches: Vec<_> = batches(&source, &confirmations).try_collect().await.unwrap();
+        let ages: Vec<u64> = batches.iter().map(|(_, age)| *age).collect();
+        // What is left of the first batch's replies keeps their age.
+        assert_eq!(ages, [0, 0]);
+    }
 }

@@ -5,8 +5,9 @@ use std::future::Future;
 use bytes::Bytes;
 use volmap::range::ByteRange;
 
-use crate::error::Result;
-use crate::plan::mapped::MappedExtent;
+use super::limits::EXTENTS_HELD;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::mapped::{MappedExtent, join};
 
 /// A frozen image behind a host. The disk number of a place is the position in the job's list of LUNs.
 ///
@@ -45,8 +46,47 @@ where
     let mut rest = Some(range);
     while let Some(asked) = rest {
         // Every reply covers at least one byte (plan::mapped::MappingError::Empty), so this ends.
-        extents.extend(ask(asked).await?);
+        for extent in ask(asked).await? {
+            if !extents.last_mut().is_some_and(|last| join(last, &extent)) {
+                extents.push(extent);
+            }
+        }
+        if extents.len() > EXTENTS_HELD {
+            let message = "the host's map is cut into more extents than a volume can have a use for";
+            return Err(Error::new(ErrorKind::HostMisbehaved, message).in_range(range));
+        }
         rest = ByteRange::from_bounds(extents.last().map_or(asked.end(), |e| e.range.end()), range.end());
     }
     Ok(extents)
+}
+
+#[cfg(test)]
+mod tests {
+    use volmap::generation::Generation;
+    use volmap::map::Content;
+
+    use super::*;
+
+    /// Generations that change from byte to byte.
+    async fn dust(range: ByteRange) -> Result<Vec<MappedExtent>> {
+        let replied = range.start()..range.end().min(range.start() + 10_000);
+        let extent = |at| MappedExtent {
+            range: ByteRange::new(at, 1).unwrap(),
+            content: Content::Data,
+            generation: Generation::from_wire(at),
+            place: None,
+        };
+        Ok(replied.map(extent).collect())
+    }
+
+    #[tokio::test]
+    async fn a_map_of_dust_does_not_fill_the_memory() {
+        let held = EXTENTS_HELD as u64;
+        let largest = ByteRange::new(0, held).unwrap();
+        assert_eq!(whole(largest, dust).await.unwrap().len(), EXTENTS_HELD);
+        for len in [held + 1, 1 << 50] {
+            let error = whole(ByteRange::new(0, len).unwrap(), dust).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::HostMisbehaved);
+        }
+    }
 }

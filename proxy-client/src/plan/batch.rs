@@ -36,6 +36,8 @@ pub struct BatchLimits {
     pub data: u64,
     /// Extents.
     pub extents: usize,
+    /// Bytes of the volume, holes included, a multiple of `leaf`: what is made of a batch in memory grows with it.
+    pub range: u64,
 }
 
 /// Collects extents in volume order and gives them back as batches.
@@ -52,6 +54,7 @@ impl Batcher {
     /// A batcher for a volume of `size` bytes.
     pub fn new(size: u64, limits: BatchLimits) -> Self {
         assert!(limits.leaf.is_power_of_two() && limits.data >= limits.leaf && limits.extents > 0);
+        assert!(limits.range >= limits.leaf);
         Self {
             limits,
             size,
@@ -63,6 +66,11 @@ impl Batcher {
     /// The first byte that no extent was given for yet.
     pub fn next_offset(&self) -> u64 {
         self.next
+    }
+
+    /// Whether extents wait for a batch.
+    pub fn holds_extents(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Whether every byte of the volume has been given.
@@ -118,6 +126,8 @@ impl Batcher {
     /// Where a batch from `start` ends at most at `known`, and whether a limit ended it.
     fn batch_end(&self, start: u64, known: u64) -> (u64, bool) {
         let leaf = self.limits.leaf;
+        let longest = start.saturating_add(self.limits.range);
+        let (known, is_longest) = (known.min(longest), longest < known);
         // Leaves before this one are counted.
         let mut counted = start;
         let mut data = 0;
@@ -145,7 +155,7 @@ impl Batcher {
                 break;
             }
         }
-        (known, false)
+        (known, is_longest)
     }
 }
 
@@ -224,6 +234,7 @@ mod tests {
                 leaf: 65536,
                 data: 1 << 20,
                 extents: 100,
+                range: 1 << 41,
             },
         );
         batcher.feed(extents);
@@ -233,6 +244,24 @@ mod tests {
         assert_eq!(batcher.take(), None);
     }
 
+    /// A host may say that its volume has 2^63 bytes, all of them holes.
+    #[test]
+    fn endless_holes_are_many_batches() {
+        let (size, extents) = extents_of(&[(i64::MAX as u64, Content::Hole)]);
+        let limits = BatchLimits {
+            leaf: 65536,
+            data: 1 << 20,
+            extents: 100,
+            range: 1 << 41,
+        };
+        let mut batcher = Batcher::new(size, limits);
+        batcher.feed(extents);
+        for index in 0..3 {
+            let batch = batcher.take().unwrap();
+            assert_eq!(batch.range, ByteRange::new(index << 41, 1 << 41).unwrap());
+        }
+    }
+
     proptest! {
         #[test]
         fn plan_covers_exactly_once(
@@ -240,9 +269,15 @@ mod tests {
             fed_at_once in 1usize..9,
             data_leaves in 1u64..6,
             extent_limit in 1usize..7,
+            leaves_limit in 1u64..30,
         ) {
             let (size, extents) = extents_of(&pieces);
-            let limits = BatchLimits { leaf: LEAF, data: data_leaves * LEAF, extents: extent_limit };
+            let limits = BatchLimits {
+                leaf: LEAF,
+                data: data_leaves * LEAF,
+                extents: extent_limit,
+                range: leaves_limit * LEAF,
+            };
             let mut batcher = Batcher::new(size, limits);
             let mut batches = Vec::new();
             for group in extents.chunks(fed_at_once) {
@@ -260,6 +295,7 @@ mod tests {
                 end = batch.range.end();
                 let data: u64 = batch.stretches.iter().filter(|s| !s.zero).map(|s| s.range.len()).sum();
                 prop_assert!(data <= limits.data);
+                prop_assert!(batch.range.len() <= limits.range);
 
                 let mut at = batch.range.start();
                 for stretch in &batch.stretches {

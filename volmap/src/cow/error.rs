@@ -35,6 +35,12 @@ pub enum CowError {
         /// Bytes at the freeze.
         now: u64,
     },
+    /// What was written to the origin may not be on its device: a frozen image could publish stale bytes.
+    #[error(
+        "writing the origin to its device failed earlier ({0}), so what is cached of it may differ from what is stored: mend the \
+         storage, check the volume, and serve it anew"
+    )]
+    SyncFailed(String),
     /// The witness was lost while the origin was frozen.
     #[error("the freeze did not hold: {0}")]
     WitnessLost(String),

@@ -10,9 +10,10 @@ use crate::cow::origin::Origin;
 use crate::frozen::Attestation;
 use crate::generation::GenerationClock;
 use crate::layers::{LayerWitness, Layers, Mapping};
+use crate::limits::COPY_UNIT;
 use crate::storage::Backing;
 use crate::storage::{Caching, Guard, StorageFile};
-use crate::storage::{Standing, at};
+use crate::storage::{Standing, at, settle_again};
 use crate::store::StoreGraph;
 
 /// Origin and copy area on real paths, each opened once and guarded, for [`Origin::with_backings`].
@@ -71,8 +72,6 @@ struct FileGround {
 
 impl FileGround {
     fn map(&self, graph: &mut StoreGraph, storage: &StorageFile) -> Result<Mapping, CowError> {
-        // Held from before the map: what happens from here on is noticed.
-        storage.renew_guard()?;
         let mapping = (self.layers)
             .map(graph, &storage.file, &storage.path)
             .map_err(at(&storage.path, "finding out where it lies"))?;
@@ -82,6 +81,14 @@ impl FileGround {
 
 impl Ground for FileGround {
     fn survey(&self) -> Result<Survey, CowError> {
+        // Held from before the map: what happens from here on is noticed.
+        self.origin.renew_guard()?;
+        if self.copy_area.renew_guard()? {
+            // Old data goes where the map says only if every block stays where it is when it is written to. A clone of the copy
+            // area that was made meanwhile (`cp` does) would have it moved.
+            settle_again(&self.copy_area, COPY_UNIT)
+                .map_err(at(&self.copy_area.path, "writing it once all over again"))?;
+        }
         let mut graph = StoreGraph::new();
         let copy_area = self.map(&mut graph, &self.copy_area)?;
         let origin = self.map(&mut graph, &self.origin)?;

@@ -51,7 +51,8 @@ pub(super) struct Frozen {
 
 impl Frozen {
     pub(super) fn new(survey: Survey, slots: u64, first: Generation) -> Self {
-        let opaque = survey.origin.is_none() && survey.copy_area.is_none();
+        let unlocated = survey.origin.is_none() && survey.copy_area.is_none();
+        let opaque = unlocated || !survey.graph.reaches_disk();
         Self {
             description: Description {
                 uuid: Uuid::new_v4(),
@@ -67,8 +68,8 @@ impl Frozen {
             },
             graph: survey.graph,
             content: survey.content,
-            origin: survey.origin,
-            copy_area: survey.copy_area,
+            origin: survey.origin.filter(|_| !opaque),
+            copy_area: survey.copy_area.filter(|_| !opaque),
             first: if opaque { Generation::NEVER_DIRECT } else { first },
             witness: survey.witness,
             mapping_lost: OnceLock::new(),

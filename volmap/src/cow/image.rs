@@ -47,6 +47,22 @@ impl CowImage {
         }
         Ok(())
     }
+
+    fn copy(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
+        let Some(range) = ByteRange::new(offset, buf.len() as u64) else {
+            return Ok(());
+        };
+        assert!(range.end() <= self.size(), "reads lie within the frozen image");
+        for extent in self.frozen.content.within(range) {
+            let part = part_of(buf, range, extent.range);
+            if extent.content == Content::Data {
+                self.read_data(extent.range, part)?;
+            } else {
+                part.fill(0);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The bytes of `piece` in a buffer that holds `range`.
@@ -78,18 +94,10 @@ impl FrozenImage for CowImage {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
-        if let Some(range) = ByteRange::new(offset, buf.len() as u64) {
-            assert!(range.end() <= self.size(), "reads lie within the frozen image");
-            for extent in self.frozen.content.within(range) {
-                let part = part_of(buf, range, extent.range);
-                if extent.content == Content::Data {
-                    self.read_data(extent.range, part)?;
-                } else {
-                    part.fill(0);
-                }
-            }
-        }
-        self.frozen.confirm().map(|_| ())
+        let copied = self.copy(offset, buf);
+        // Asked after the copy (law H5). A lost content explains an error better, and has to be told of (law H6).
+        self.frozen.confirm()?;
+        copied
     }
 
     fn thaw(&self) {

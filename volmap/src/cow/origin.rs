@@ -1,7 +1,7 @@
 //! The live volume, served read-write: every write passes here, and freezes and thaws wait for it.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use crate::cow::error::CowError;
@@ -51,6 +51,9 @@ pub struct Origin {
     /// hold it alone.
     gate: RwLock<Option<Arc<Frozen>>>,
     last_window: Mutex<Option<Duration>>,
+    /// Why what was written may not be on the device though it can be read: the kernel tells of pages that it could not write
+    /// once, and shows them until it drops them.
+    sync_failed: OnceLock<String>,
 }
 
 impl Origin {
@@ -77,6 +80,7 @@ impl Origin {
             clock,
             gate: RwLock::new(None),
             last_window: Mutex::new(None),
+            sync_failed: OnceLock::new(),
         }))
     }
 
@@ -152,11 +156,19 @@ impl Origin {
     /// # Errors
     /// What the storage says.
     pub fn flush(&self) -> io::Result<()> {
-        self.backing.sync_data()
+        // In the gate, so that no freeze comes between an error that was told here and its record.
+        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        self.sync()
     }
 
     fn sync_if(&self, fua: bool) -> io::Result<()> {
-        if fua { self.backing.sync_data() } else { Ok(()) }
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.backing.sync_data().inspect_err(|error| {
+            self.sync_failed.get_or_init(|| error.to_string());
+        })
     }
 
     /// `None`: nothing to do.
@@ -194,7 +206,7 @@ impl Origin {
     /// [`Origin::last_freeze_window`] tells how long it was, and so does the log.
     ///
     /// # Errors
-    /// [`CowError::Busy`] while another frozen image lives, and what the survey and the storage say.
+    /// [`CowError::Busy`] while another frozen image lives, [`CowError::SyncFailed`] once a sync has failed, and what the survey and the storage say.
     pub fn freeze(self: &Arc<Self>) -> Result<Arc<dyn FrozenImage>, CowError> {
         let busy = |gate: &Option<Arc<Frozen>>| gate.as_ref().is_some_and(|frozen| !frozen.is_lost());
         if busy(&self.gate.read().unwrap_or_else(PoisonError::into_inner)) {
@@ -207,7 +219,10 @@ impl Origin {
         if busy(&gate) {
             return Err(CowError::Busy);
         }
-        self.backing.sync_data()?;
+        self.sync()?;
+        if let Some(reason) = self.sync_failed.get() {
+            return Err(CowError::SyncFailed(reason.clone()));
+        }
         let survey = self.ground.survey()?;
         if survey.content.size() != self.size() {
             return Err(CowError::SizeChanged {
@@ -237,7 +252,7 @@ impl Origin {
     fn sync_ahead(&self) -> io::Result<()> {
         for _ in 0..SYNC_AHEAD_ROUNDS {
             let begun = Instant::now();
-            self.backing.sync_data()?;
+            self.flush()?;
             if begun.elapsed() < SYNC_AHEAD_ENOUGH {
                 break;
             }

@@ -141,7 +141,8 @@ impl FileHold {
         if !inode_flags::get(&self.file)?.is_immutable() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        self.pinned = Some(change_time(&self.file)?);
+        // As it was before that tick passed: whatever was done since shows.
+        self.pinned = Some(changed);
         Ok(())
     }
 

@@ -27,7 +27,8 @@ pub(crate) const STRENGTH: Strength = Strength::CrashConsistent;
 /// A new clone, removed again unless the freeze gets to the end.
 struct NewClone {
     path: PathBuf,
-    writable: Option<File>,
+    /// To take the flag back by, whatever has the name by then.
+    open: File,
     kept: bool,
 }
 
@@ -36,10 +37,8 @@ impl Drop for NewClone {
         if self.kept {
             return;
         }
-        if let Some(writable) = &self.writable {
-            // Unlinking wants it cleared; on file systems that have no such flag there is nothing to clear.
-            let _ = inode_flags::set_immutable(writable, false);
-        }
+        // Unlinking wants it cleared; on file systems that have no such flag there is nothing to clear.
+        let _ = inode_flags::set_immutable(&self.open, false);
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(%error, clone = %self.path.display(), "a clone could not be removed: use chattr -i and rm");
         }
@@ -73,10 +72,10 @@ pub(crate) fn freeze(
         .map_err(failed)?;
     let mut new = NewClone {
         path: clone_path.clone(),
-        writable: None,
+        open: writable,
         kept: false,
     };
-    clone::clone_file(source, &writable).map_err(|error| match error.raw_os_error() {
+    clone::clone_file(source, &new.open).map_err(|error| match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL | libc::ENOSYS) => {
             FreezeError::CloneUnsupported {
                 path: path.to_owned(),
@@ -91,12 +90,11 @@ pub(crate) fn freeze(
     let frozen_at = SystemTime::now();
     // Immutable before anybody can find it and open it; whoever did already is found by the lease. Failing that, the clone goes
     // over NBD: said when it is pinned.
-    let made_immutable = inode_flags::set_immutable(&writable, true).is_ok();
+    let made_immutable = inode_flags::set_immutable(&new.open, true).is_ok();
     // By the descriptor, not by the name: this is our file, whatever has the name now.
-    let reader = File::open(format!("/proc/self/fd/{}", writable.as_raw_fd())).map_err(failed)?;
-    // A lease is refused as long as this one, or any other writable descriptor, is open.
-    new.writable = Some(reader.try_clone().map_err(failed)?);
-    drop(writable);
+    let reader = File::open(format!("/proc/self/fd/{}", new.open.as_raw_fd())).map_err(failed)?;
+    // A lease is refused as long as a writable descriptor is open, so this closes ours.
+    new.open = reader.try_clone().map_err(failed)?;
     let mut hold = still_file::hold(reader, &clone_path, false)?;
     new.kept = true;
     hold.owns_clone(clone_path.clone(), made_immutable);

@@ -82,6 +82,18 @@ impl BlockChain<'_> {
         let names = disk_identity::ATTRIBUTES.into_iter().chain(["size", "diskseq"]);
         self.witness
             .remember(Fact::attributes(self.sysfs, device, names)?);
+        let node = self.sysfs.node(device).display().to_string();
+        if let Some(other) = self.graph.find(StoreKind::Disk, &identity)
+            && other.label != node
+        {
+            // Two paths to one disk, or two disks under one name: a proxy would read one for the other.
+            let reason = format!(
+                "{node} has the same identity as {} ({identity}), so a proxy could not tell them apart; if they are paths to one disk, \
+                 use it through one of them",
+                other.label
+            );
+            return self.opaque(device, StoreKind::Disk, None, reason);
+        }
         self.add(device, StoreKind::Disk, identity, Below::Disk)
     }
 
@@ -197,6 +209,14 @@ impl BlockChain<'_> {
         self.witness.remember(Fact::Loop { device, file, status });
         let no_device = DeviceNumber { major: 0, minor: 0 };
         let disk = if status.backing_block_device != no_device {
+            if !status.direct_io {
+                // Coherent with a file's other readers on this machine, but no other machine sees this page cache.
+                let reason = format!(
+                    "{0} keeps what is written in the page cache of the device under it: losetup --direct-io=on {0}",
+                    node.display()
+                );
+                return self.opaque(device, kind, None, reason);
+            }
             self.resolve_at(status.backing_block_device, depth + 1)?
         } else if let Some((identity, size)) = self
             .declared
@@ -446,6 +466,27 @@ mod tests {
             panic!("not opaque")
         };
         assert!(reason.contains("--identity /dev/sdb=NAME"), "{reason}");
+    }
+
+    #[test]
+    fn of_two_disks_with_one_identity_only_the_first_is_followed() {
+        let root = tempfile::tempdir().unwrap();
+        fixture(root.path());
+        let sdb = root.path().join("devices/block/sdb/device");
+        fs::create_dir(&sdb).unwrap();
+        fs::write(sdb.join("wwid"), "naa.5000c5\n").unwrap();
+        let mapper = Arc::new(FakeMapper {
+            table: Mutex::new(vec![
+                line(0, 1024, "linear", "8:0 8192"),
+                line(1024, 1024, "linear", "8:16 2048"),
+                line(2048, 1024, "linear", "8:1 0"),
+            ]),
+            events: Mutex::new(false),
+        });
+        let (graph, top, _) = resolve(root.path(), Some(mapper), "253:0");
+        assert!(disk_offset(&graph, top, 0).is_some());
+        assert_eq!(disk_offset(&graph, top, 1024 * 512), None);
+        assert!(disk_offset(&graph, top, 2048 * 512).is_some());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Which files lie on their file system's device as FIEMAP says, and which do not.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -49,6 +49,8 @@ pub(super) enum Refusal {
     NoMount,
     #[error("its file system is not on one block device")]
     NoDevice,
+    #[error("the options of its ext4 cannot be read, and data=journal would not show elsewhere: {0}")]
+    Options(io::Error),
     #[error(
         "ext4 with data=journal does not have the file's bytes in their place; mount it with data=ordered"
     )]
@@ -69,7 +71,7 @@ pub(super) enum Refusal {
 
 impl FileSystem {
     /// The file system of a regular file, if the file's bytes lie where FIEMAP says.
-    pub(super) fn of(file: &File) -> Result<Self, Refusal> {
+    pub(super) fn of(file: &File, sysfs: &Sysfs) -> Result<Self, Refusal> {
         let kind = match file_system::of(file)?.kind {
             FileSystemType::Xfs => Kind::Xfs,
             FileSystemType::Ext => Kind::Ext4,
@@ -86,7 +88,7 @@ impl FileSystem {
         if mount.kind != kind.name() {
             return Err(Refusal::MountType(mount.kind));
         }
-        if kind == Kind::Ext4 && mount.has_option("data=journal") {
+        if kind == Kind::Ext4 && ext4_journals_data(&sysfs.name(device)).map_err(Refusal::Options)? {
             return Err(Refusal::DataJournal);
         }
         let flags = inode_flags::get(file).map_err(Refusal::Flags)?;
@@ -111,11 +113,15 @@ impl FileSystem {
 
     /// `xfs:UUID` or `ext4:UUID`, from the superblock; with the device number where that may not be read.
     pub(super) fn identity(&self, sysfs: &Sysfs) -> Result<Identity, IdentityError> {
-        let name = match self.uuid(sysfs) {
-            Ok(uuid) => uuid.to_string(),
-            Err(_) => format!("dev-{}", self.device),
-        };
-        Identity::new(self.kind.name(), &name)
+        match self.uuid(sysfs) {
+            Ok(uuid) => Identity::new(self.kind.name(), &uuid.to_string()),
+            Err(_) => self.identity_by_number(),
+        }
+    }
+
+    /// `xfs:dev-8:1`: unique on this machine, until it starts anew.
+    pub(super) fn identity_by_number(&self) -> Result<Identity, IdentityError> {
+        Identity::new(self.kind.name(), &format!("dev-{}", self.device))
     }
 
     fn uuid(&self, sysfs: &Sysfs) -> io::Result<Uuid> {
@@ -127,6 +133,15 @@ impl FileSystem {
         device.read_exact_at(&mut start, 0)?;
         superblock_uuid(self.kind, &start).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
+}
+
+/// Whether an ext4 file system writes data through its journal. Of mountinfo this cannot be learnt: it leaves out what the superblock
+/// has for a default (`tune2fs -o journal_data`).
+fn ext4_journals_data(device_name: &str) -> io::Result<bool> {
+    // The kernel writes a slash in the name of a device as an exclamation mark.
+    let name = device_name.replace('/', "!");
+    let options = fs::read_to_string(format!("/proc/fs/ext4/{name}/options"))?;
+    Ok(options.lines().any(|option| option == "data=journal"))
 }
 
 /// The UUID in the first 2048 bytes of a device. XFS: magic at 0, UUID at 32. ext4: superblock at 1024, magic 0xEF53 (little endian)
@@ -166,6 +181,9 @@ mod tests {
     #[test]
     fn a_file_in_procfs_is_refused() {
         let file = File::open("/proc/self/status").unwrap();
-        assert!(matches!(FileSystem::of(&file), Err(Refusal::Number(0x9fa0))));
+        assert!(matches!(
+            FileSystem::of(&file, &Sysfs::at("/sys")),
+            Err(Refusal::Number(0x9fa0))
+        ));
     }
 }

@@ -163,7 +163,7 @@ impl Layers {
         path: &Path,
         size: u64,
     ) -> io::Result<(StoreId, ContentMap)> {
-        let (content, below) = match FileSystem::of(file) {
+        let (content, below) = match FileSystem::of(file, &self.sysfs) {
             Ok(file_system) => {
                 // The layers are remembered before the extents are read: a change in between is noticed.
                 let store = self.file_system(graph, witness, &file_system)?;
@@ -205,13 +205,18 @@ impl Layers {
             offset: 0,
         };
         let whole = ByteRange::new(0, size).map(|range| Segment { range, below });
-        let identity = file_system.identity(&self.sysfs).map_err(io::Error::other)?;
+        let segments = Below::Segments(whole.into_iter().collect());
+        let mut identity = file_system.identity(&self.sysfs).map_err(io::Error::other)?;
+        // A file system and a copy of it have one UUID, and may both be mounted.
+        if (graph.find(StoreKind::FileSystem, &identity)).is_some_and(|other| other.below != segments) {
+            identity = file_system.identity_by_number().map_err(io::Error::other)?;
+        }
         Ok(graph.add(Store {
             kind: StoreKind::FileSystem,
             identity,
             label: file_system.mount_point.clone(),
             size,
-            below: Below::Segments(whole.into_iter().collect()),
+            below: segments,
         }))
     }
 }

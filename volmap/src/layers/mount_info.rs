@@ -13,8 +13,6 @@ pub(super) struct Mount {
     pub(super) mount_point: String,
     /// Its type: `xfs`, `ext4`, `fuse.sshfs`.
     pub(super) kind: String,
-    /// Options of the file system, not of the mount.
-    pub(super) super_options: String,
 }
 
 impl Mount {
@@ -27,11 +25,6 @@ impl Mount {
         Ok(table.lines().filter_map(Self::parse).find(|m| m.device == device))
     }
 
-    /// Whether the file system has an option, as `data=journal`.
-    pub(super) fn has_option(&self, option: &str) -> bool {
-        self.super_options.split(',').any(|o| o == option)
-    }
-
     /// proc(5): `36 35 98:0 /root /mount rw,noatime master:1 - ext3 /dev/root rw,errors=continue`, with any number of optional
     /// fields before the hyphen.
     fn parse(line: &str) -> Option<Self> {
@@ -42,7 +35,6 @@ impl Mount {
             device: DeviceNumber::parse(mount.next()?)?,
             mount_point: mount.nth(1)?.to_owned(),
             kind: file_system.next()?.to_owned(),
-            super_options: file_system.nth(1)?.to_owned(),
         })
     }
 }
@@ -62,7 +54,6 @@ mod tests {
             (mount.mount_point.as_str(), mount.kind.as_str()),
             ("/mnt/a\\040b", "ext4")
         );
-        assert!(mount.has_option("data=journal") && !mount.has_option("data"));
         assert!(Mount::parse("36 35 98:0 / /mnt rw - xfs /dev/x rw").is_some());
         assert_eq!(Mount::parse("36 35 98:0 / /mnt rw xfs"), None);
     }

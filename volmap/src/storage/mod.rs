@@ -16,6 +16,6 @@ pub use aligned::{ALIGNMENT, AlignedBuffer};
 pub use backing::Backing;
 pub use error::StorageError;
 pub(crate) use error::at;
-pub(crate) use settle::write_all_over;
+pub(crate) use settle::{settle_again, write_all_over};
 pub use standing::Standing;
 pub(crate) use storage_file::{Caching, Guard, StorageFile};

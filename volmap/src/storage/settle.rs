@@ -44,6 +44,12 @@ pub(crate) fn write_all_over(storage: &mut StorageFile, size: u64, unit: u64) ->
 
 fn settle(storage: &mut StorageFile, size: u64, unit: u64) -> io::Result<()> {
     storage.resize(size)?;
+    settle_again(storage, unit)
+}
+
+/// Writes zeroes wherever a block has no place of its own (any more): somebody may have cloned or punched the file.
+pub(crate) fn settle_again(storage: &StorageFile, unit: u64) -> io::Result<()> {
+    let size = storage.size();
     let whole = || ByteRange::new(0, size).into_iter().collect();
     let ranges: Vec<ByteRange> = if storage.kind == VolumeKind::BlockDevice {
         whole()

@@ -157,14 +157,16 @@ impl StorageFile {
         }
     }
 
-    /// Takes the lease again, where somebody made us lose it and has gone since. Whoever waits for it comes first.
-    pub(crate) fn renew_guard(&self) -> Result<(), StorageError> {
+    /// Takes the lease again, where somebody made us lose it and has gone since. Whoever waits for it comes first. Tells whether
+    /// it was lost: then anything may have been done to the file.
+    pub(crate) fn renew_guard(&self) -> Result<bool, StorageError> {
         if self.standing() == Standing::Good {
-            return Ok(());
+            return Ok(false);
         }
         // A break that is pending stays so until the lease is given up.
         lease::release(&self.file)
             .and_then(|()| lease::take_write(&self.file))
+            .map(|()| true)
             .map_err(|reason| StorageError::InUse {
                 path: self.path.clone(),
                 reason,

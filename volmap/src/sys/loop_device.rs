@@ -9,6 +9,7 @@ use super::DeviceNumber;
 use super::ioctl;
 
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
 
 /// What a loop device shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +24,8 @@ pub struct LoopStatus {
     pub offset: u64,
     /// Bytes of the backing file that are shown at most; 0: all.
     pub size_limit: u64,
+    /// Whether it goes past the page cache of what it shows. Without that, what it says is written may be in memory only.
+    pub direct_io: bool,
 }
 
 /// `struct loop_info64` of `include/uapi/linux/loop.h`.
@@ -71,6 +74,7 @@ pub fn status(file: &File) -> io::Result<LoopStatus> {
         backing_block_device: DeviceNumber::from_kernel(info.rdevice),
         offset: info.offset,
         size_limit: info.sizelimit,
+        direct_io: info.flags & LO_FLAGS_DIRECT_IO != 0,
     })
 }
 

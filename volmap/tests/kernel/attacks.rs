@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use volmap::freeze::{Method, leftover_clones};
-use volmap::frozen::{FrozenError, FrozenImage};
+use volmap::frozen::{FrozenError, FrozenImage, Stability};
 use volmap::range::ByteRange;
 use volmap::sys::inode_flags;
 
@@ -122,4 +123,29 @@ fn a_clone_whose_agent_died_is_found() {
     assert_eq!(leftover_clones(&rig.mount).unwrap(), [left]);
     drop(image);
     assert!(!clone.exists(), "dropping a frozen image thaws it");
+}
+
+#[test]
+fn a_freeze_that_runs_out_of_descriptors_leaves_nothing_behind() {
+    let Some(rig) = Rig::xfs("a_freeze_that_runs_out_of_descriptors_leaves_nothing_behind") else {
+        return;
+    };
+    let volume = rig.mount.join("disk.img");
+    fs::write(&volume, pattern(1 << 20, 1)).unwrap();
+    let used = fs::read_dir("/proc/self/fd").unwrap().count();
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let mut failed = 0;
+    for spare in 0u64.. {
+        setrlimit(Resource::RLIMIT_NOFILE, used as u64 + spare, hard).unwrap();
+        let image = rig.freeze(&volume, Method::Reflink);
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+        if let Ok(image) = image
+            && image.description().stability == Stability::Pinned
+        {
+            break;
+        }
+        failed += 1;
+        assert_eq!(fs::read_dir(&rig.mount).unwrap().count(), 1, "{spare} to spare");
+    }
+    assert!(failed > 1, "{failed}");
 }

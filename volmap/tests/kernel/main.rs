@@ -6,7 +6,9 @@
 )]
 
 mod attacks;
+mod cow;
 mod devices;
 mod fidelity;
 mod quiesce;
+mod refusals;
 mod rig;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use nix::libc;
 use tempfile::TempDir;
+use volmap::cow::{CopyAreaSpec, Origin};
 use volmap::freeze::{FreezeError, FreezeOptions, Method, freeze};
 use volmap::frozen::{FrozenImage, StatusExtent};
 use volmap::generation::GenerationClock;
@@ -112,6 +113,19 @@ impl Rig {
         layers: &Layers,
     ) -> Result<Arc<dyn FrozenImage>, FreezeError> {
         freeze(volume, options, layers, &self.clock)
+    }
+
+    /// Opens an origin, and its copy area of 2 MiB.
+    pub(crate) fn origin(&self, origin: &Path, copy_area: &Path) -> Arc<Origin> {
+        self.origin_with(origin, copy_area, self.layers())
+    }
+
+    pub(crate) fn origin_with(&self, origin: &Path, copy_area: &Path, layers: Layers) -> Arc<Origin> {
+        let copy_area = CopyAreaSpec {
+            path: copy_area.into(),
+            size: Some(2 << 20),
+        };
+        Origin::open(origin, &copy_area, Arc::new(layers), Arc::clone(&self.clock)).unwrap()
     }
 
     /// Reads the frozen image as a proxy does, straight from the LUN where it may; gives the bytes and how many of them were direct.

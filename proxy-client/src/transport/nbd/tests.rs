@@ -19,8 +19,12 @@ use uuid::Uuid;
 use volmap::range::ByteRange;
 
 use super::source::NbdSource;
+use crate::config::ImagePath;
 use crate::error::ErrorKind;
+use crate::job::backup::{BackupOptions, backup};
 use crate::pipeline::FrozenSource;
+use crate::progress::Progress;
+use crate::transport::direct::DirectOpener;
 
 const SIZE: u64 = 1 << 20;
 
@@ -30,13 +34,12 @@ struct Image {
 }
 
 impl Image {
-    fn export(frozen: u128) -> Arc<dyn Export> {
-        let extended = |name: String| Context { name, extended: true };
+    fn export(frozen: u128, stores: usize) -> Arc<dyn Export> {
+        let frozen = format!("x-volmap:frozen:{}", Uuid::from_u128(frozen));
+        let stores = (0..stores).map(|depth| format!("x-volmap:store:{depth}:file:{}", "x".repeat(200)));
+        let names = [frozen, "x-volmap:generation".into()].into_iter().chain(stores);
         Arc::new(Self {
-            contexts: vec![
-                extended(format!("x-volmap:frozen:{}", Uuid::from_u128(frozen))),
-                extended("x-volmap:generation".into()),
-            ],
+            contexts: names.map(|name| Context { name, extended: true }).collect(),
         })
     }
 }
@@ -108,8 +111,16 @@ struct Running {
 
 impl Running {
     async fn start(socket: &Path, frozen: &[u128]) -> Self {
+        Self::serve(
+            socket,
+            frozen.iter().map(|&uuid| Image::export(uuid, 0)).collect(),
+        )
+        .await
+    }
+
+    async fn serve(socket: &Path, images: Vec<Arc<dyn Export>>) -> Self {
         let exports = Changing {
-            images: frozen.iter().map(|&uuid| Image::export(uuid)).collect(),
+            images,
             opened: AtomicUsize::new(0),
         };
         let listener = Listener::Unix {
@@ -182,4 +193,25 @@ async fn a_host_that_does_not_come_back_is_waited_for_once() {
         assert_eq!(read.unwrap_err().kind(), ErrorKind::HostLost);
     }
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+/// A host that names stores without end gets an error, not a panic, and no file is left.
+#[tokio::test]
+async fn countless_stores_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    let running = Running::serve(&socket, vec![Image::export(1, 2000)]).await;
+    let options = BackupOptions {
+        uri: uri(&socket),
+        output: ImagePath::File(directory.path().join("image")),
+        luns: Vec::new(),
+        require_direct: None,
+        audit_percent: 0.0,
+    };
+    let error = backup(&options, &DirectOpener, &Progress::hidden())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HostMisbehaved, "{error}");
+    running.stop().await;
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }

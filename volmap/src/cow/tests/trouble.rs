@@ -118,6 +118,49 @@ fn a_read_error_of_the_origin_is_no_loss_of_the_image() {
 }
 
 #[test]
+fn a_read_error_after_the_content_was_lost_says_gone() {
+    let bench = Bench::full(COPY_UNIT, 8);
+    let image = bench.live.freeze().unwrap();
+    *bench.standing.lock().unwrap() = Standing::ContentLost("the test took it".to_owned());
+    bench.hooks.set(|moment| {
+        if moment.operation == Operation::Read {
+            Err(io::Error::other("injected"))
+        } else {
+            Ok(())
+        }
+    });
+    assert!(matches!(read_all(&*image), Err(FrozenError::Gone(_))));
+}
+
+#[test]
+fn an_origin_that_could_not_be_synced_once_is_not_frozen_any_more() {
+    let fail_syncs = |bench: &Bench| {
+        bench.hooks.set(|moment| {
+            if moment.side == Side::Origin && moment.operation == Operation::Sync && moment.done {
+                Err(io::Error::other("injected"))
+            } else {
+                Ok(())
+            }
+        });
+    };
+    let ways: [fn(&Bench) -> bool; 3] = [
+        |bench| bench.live.flush().is_err(),
+        |bench| bench.live.write_at(0, &[1], true).is_err(),
+        |bench| matches!(bench.live.freeze(), Err(CowError::Io(_))),
+    ];
+    for told in ways {
+        let bench = Bench::full(COPY_UNIT, 8);
+        fail_syncs(&bench);
+        assert!(told(&bench));
+        // The kernel tells of lost pages once: the next sync finds nothing wrong.
+        bench.hooks.set(|_| Ok(()));
+        bench.live.flush().unwrap();
+        assert!(matches!(bench.live.freeze(), Err(CowError::SyncFailed(_))));
+        bench.live.write_at(0, &[1], true).unwrap();
+    }
+}
+
+#[test]
 fn one_frozen_image_at_a_time_again_and_again() {
     let bench = Bench::full(2 * COPY_UNIT, 8);
     let mut uuids = Vec::new();

@@ -1,0 +1,105 @@
+//! Origins under copy-before-write on real file systems, and what others do to their files between two freezes.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::thread;
+
+use volmap::cow::Origin;
+use volmap::frozen::FrozenImage;
+use volmap::identity::Identity;
+use volmap::layers::Layers;
+use volmap::sys::clone::clone_file;
+
+use crate::rig::{Rig, path, pattern, read_all, run, whole_status};
+
+const SIZE: usize = 1 << 20;
+
+/// Overwrites the whole origin, and reads the frozen image both ways.
+fn overwrite_and_compare(rig: &Rig, live: &Origin, image: &dyn FrozenImage) {
+    live.write_at(0, &pattern(SIZE, 2), true).unwrap();
+    assert!(read_all(image) == pattern(SIZE, 1));
+    let (bytes, direct) = rig.read_as_proxy(image);
+    assert!(bytes == pattern(SIZE, 1), "stale bytes at a published place");
+    assert_eq!(direct, SIZE);
+}
+
+#[test]
+fn places_in_the_copy_area_hold_the_frozen_bytes() {
+    let test = "places_in_the_copy_area_hold_the_frozen_bytes";
+    for rig in [Rig::xfs(test), Rig::ext4(test)].into_iter().flatten() {
+        let origin = rig.mount.join("origin");
+        fs::write(&origin, pattern(SIZE, 1)).unwrap();
+        let live = rig.origin(&origin, &rig.mount.join("copy"));
+        let image = live.freeze().unwrap();
+        overwrite_and_compare(&rig, &live, &*image);
+    }
+}
+
+#[test]
+fn a_copy_area_that_was_cloned_between_two_freezes_is_settled_again() {
+    let Some(rig) = Rig::xfs("a_copy_area_that_was_cloned_between_two_freezes_is_settled_again") else {
+        return;
+    };
+    let (origin, copy_area) = (rig.mount.join("origin"), rig.mount.join("copy"));
+    fs::write(&origin, pattern(SIZE, 1)).unwrap();
+    let live = rig.origin(&origin, &copy_area);
+    thread::scope(|scope| {
+        // Waits in `open` for the lease, which a freeze gives up.
+        let intruder = scope.spawn(|| File::open(&copy_area).unwrap());
+        while !intruder.is_finished() {
+            let _ = live.freeze();
+        }
+        let twin = File::create_new(rig.mount.join("twin")).unwrap();
+        clone_file(&intruder.join().unwrap(), &twin).unwrap();
+    });
+    let image = live.freeze().unwrap();
+    overwrite_and_compare(&rig, &live, &*image);
+}
+
+#[test]
+fn an_origin_that_shares_its_blocks_keeps_its_frozen_view() {
+    let Some(rig) = Rig::xfs("an_origin_that_shares_its_blocks_keeps_its_frozen_view") else {
+        return;
+    };
+    let (origin, sibling) = (rig.mount.join("origin"), rig.mount.join("sibling"));
+    fs::write(&sibling, pattern(SIZE, 1)).unwrap();
+    let sibling = File::options().read(true).write(true).open(sibling).unwrap();
+    clone_file(&sibling, &File::create_new(&origin).unwrap()).unwrap();
+    let live = rig.origin(&origin, &rig.mount.join("copy"));
+    let image = live.freeze().unwrap();
+    for unit in (0..16).step_by(3) {
+        // Once the origin has a block of its own, the sibling overwrites the old one in place.
+        live.write_at(unit * 65536 + 4096, &pattern(8192, 7), true)
+            .unwrap();
+        sibling.write_all_at(&pattern(SIZE, 100 + unit), 0).unwrap();
+        sibling.sync_all().unwrap();
+        assert_eq!(rig.read_as_proxy(&*image), (pattern(SIZE, 1), SIZE));
+    }
+    overwrite_and_compare(&rig, &live, &*image);
+}
+
+#[test]
+fn a_file_system_and_a_copy_of_it_are_told_apart() {
+    let test = "a_file_system_and_a_copy_of_it_are_told_apart";
+    let (Some(rig), Some(other)) = (Rig::ext4(test), Rig::new(test, 128, &[])) else {
+        return;
+    };
+    run("umount", &[path(&rig.mount)]).unwrap();
+    fs::copy(&rig.lun, &other.lun).unwrap();
+    for rig in [&rig, &other] {
+        run("mount", &[path(&rig.device), path(&rig.mount)]).unwrap();
+    }
+    let origin = rig.mount.join("origin");
+    fs::write(&origin, pattern(SIZE, 1)).unwrap();
+    let lun = |rig: &Rig, name| (rig.lun.clone(), Identity::from_operator(name).unwrap());
+    let layers = Layers::new(vec![lun(&rig, "lun0"), lun(&other, "lun1")]).unwrap();
+    let live = rig.origin_with(&origin, &other.mount.join("copy"), layers);
+    let image = live.freeze().unwrap();
+    assert_eq!(rig.read_as_proxy(&*image), (pattern(SIZE, 1), SIZE));
+    live.write_at(0, &pattern(SIZE, 2), false).unwrap();
+    for extent in whole_status(&*image) {
+        let resolved = image.graph().resolve(extent.place.unwrap(), extent.range.len());
+        let disk = image.graph().store(resolved.disk().unwrap().store);
+        assert_eq!(disk.identity.as_str(), "id:lun1");
+    }
+}
