@@ -1,5 +1,6 @@
 //! `backup`: a frozen image, from its host and its LUNs into one backup image.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -95,7 +96,15 @@ fn open_luns(arguments: &[LunArgument], opener: &dyn LunOpener) -> Result<Luns> 
     for LunArgument { identity, path } in arguments {
         let failed = |error| Error::io("opening a LUN", path, error);
         let identity = match identity {
-            Some(identity) => identity.clone(),
+            Some(identity) => {
+                if let Some(own) = device_identity(path)
+                    && contradicts(identity, &own)
+                {
+                    let message = format!("this disk is {own}, not {identity}");
+                    return Err(Error::new(ErrorKind::WrongLun, message).at_path(path));
+                }
+                identity.clone()
+            }
             None => own_identity(path).map_err(failed)?.ok_or_else(|| {
                 let message =
                     "this disk has no identity of its own; say which of the host's it is: --lun ID=PATH";
@@ -116,6 +125,19 @@ fn open_luns(arguments: &[LunArgument], opener: &dyn LunOpener) -> Result<Luns> 
         }
     }
     Ok(Luns::new(luns))
+}
+
+/// The identity of a block device, where it tells one.
+fn device_identity(path: &Path) -> Option<Identity> {
+    let is_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    is_device.then(|| own_identity(path).ok().flatten()).flatten()
+}
+
+/// Whether a name given by the operator and what the disk says of itself are names of one type for two disks: a clone has
+/// the bytes of the other, but not its WWID. Names of two types may well be of one disk.
+fn contradicts(given: &Identity, own: &Identity) -> bool {
+    let kind = |identity: &Identity| identity.as_str().split(':').next().map(str::to_owned);
+    given != own && kind(given) == kind(own)
 }
 
 /// An image on the disk that it is made from would be written over what is being read, or be part of it.
@@ -184,4 +206,22 @@ async fn lun_reports(luns: &Luns) -> Vec<LunReport> {
         proof: proof.name(),
     };
     luns.all().zip(luns.proofs().await).map(report).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_with_another_wwid_is_another_disk() {
+        let id = |text| Identity::from_operator(text).unwrap();
+        for (given, own, contradiction) in [
+            ("naa:5000a", "naa:5000a", false),
+            ("naa:5000a", "naa:5000b", true),
+            ("serial:5000a", "naa:5000b", false),
+            ("lun0", "naa:5000b", false),
+        ] {
+            assert_eq!(contradicts(&id(given), &id(own)), contradiction, "{given} {own}");
+        }
+    }
 }
