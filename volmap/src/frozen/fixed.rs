@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use nix::libc;
 use uuid::Uuid;
 
-use super::hold::DeviceHold;
+use super::hold::{DeviceHold, Hold};
 use super::pinned::{Frozen, PinnedImage};
 use super::still_file::{self, Immutability, StillFile};
 use super::{Attestation, Description, FreezeError, Stability, Strength};
@@ -73,7 +73,9 @@ pub(crate) fn freeze_device(
     }
     let frozen_at = SystemTime::now();
     let mut graph = StoreGraph::new();
-    let mapping = layers.map(&mut graph, &file, path).map_err(not_mapped)?;
+    // Held from before the map: what happens from here on is noticed.
+    let hold = DeviceHold::new(file, read_only && !assume_exclusive).map_err(not_mapped)?;
+    let mapping = layers.map(&mut graph, hold.file(), path).map_err(not_mapped)?;
     let description = Description {
         uuid: Uuid::new_v4(),
         method: METHOD,
@@ -85,10 +87,6 @@ pub(crate) fn freeze_device(
         },
         attestation: Attestation::Unattested,
         frozen_at,
-    };
-    let hold = DeviceHold {
-        file,
-        read_only: read_only && !assume_exclusive,
     };
     let frozen = Frozen {
         description,

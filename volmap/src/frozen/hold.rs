@@ -35,21 +35,50 @@ pub(super) trait Hold: Send + Sync {
     fn file(&self) -> &File;
 }
 
-/// A block device. Nothing proves anything; but where it was frozen *because* it is read-only, it has to stay so.
+/// A block device. Nothing proves that nobody writes to it; but it has to stay the same device, and where it was frozen *because*
+/// it is read-only, it has to stay so.
 #[derive(Debug)]
 pub(super) struct DeviceHold {
-    /// The device, opened for this process alone.
-    pub(super) file: File,
-    /// Whether it has to stay read-only.
-    pub(super) read_only: bool,
+    file: File,
+    read_only: bool,
+    size: u64,
+    /// `None` where the kernel keeps no count.
+    sequence: Option<u64>,
+}
+
+impl DeviceHold {
+    /// A device opened for this process alone, and whether it has to stay read-only.
+    ///
+    /// # Errors
+    /// Of the `ioctl`s.
+    pub(super) fn new(file: File, read_only: bool) -> io::Result<Self> {
+        Ok(Self {
+            read_only,
+            size: block_device::size(&file)?,
+            sequence: sequence(&file)?,
+            file,
+        })
+    }
+}
+
+fn sequence(file: &File) -> io::Result<Option<u64>> {
+    match block_device::disk_sequence(file) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOTTY) => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 impl Hold for DeviceHold {
     fn check_content(&self) -> Result<(), String> {
-        match block_device::is_read_only(&self.file) {
-            Ok(now) if now || !self.read_only => Ok(()),
-            Ok(_) => Err("the device is not read-only any more".to_owned()),
-            Err(error) => Err(format!("the device cannot be asked any more: {error}")),
+        let unreadable = |error: io::Error| format!("the device cannot be asked any more: {error}");
+        if self.read_only && !block_device::is_read_only(&self.file).map_err(unreadable)? {
+            Err("the device is not read-only any more".to_owned())
+        } else if block_device::size(&self.file).map_err(unreadable)? != self.size {
+            Err("the device has another size".to_owned())
+        } else if sequence(&self.file).map_err(unreadable)? != self.sequence {
+            Err("the device shows another disk or file".to_owned())
+        } else {
+            Ok(())
         }
     }
 

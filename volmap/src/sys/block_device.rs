@@ -11,6 +11,7 @@ use super::ioctl;
 const BLKROSET: libc::Ioctl = 0x125d;
 const BLKROGET: libc::Ioctl = 0x125e;
 const BLKSSZGET: libc::Ioctl = 0x1268;
+const BLKGETDISKSEQ: libc::Ioctl = 0x8008_1280;
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
 
 /// What O_DIRECT wants on files, whatever lies under them.
@@ -46,6 +47,17 @@ pub fn logical_block_size(file: &File) -> io::Result<u32> {
         .ok()
         .filter(|s| s.is_power_of_two())
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The sequence number of the disk, which changes with its medium: another file behind a loop device, another disk in its place.
+///
+/// # Errors
+/// `ENOTTY`: a kernel before 5.15, or not a block device.
+pub fn disk_sequence(file: &File) -> io::Result<u64> {
+    let mut sequence = 0u64;
+    // SAFETY: the kernel writes a u64.
+    unsafe { ioctl::with_argument(file, BLKGETDISKSEQ, &mut sequence) }?;
+    Ok(sequence)
 }
 
 /// Whether the kernel refuses writes to this block device.

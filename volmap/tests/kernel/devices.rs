@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use volmap::freeze::{FreezeError, FreezeOptions, Method};
-use volmap::frozen::{Attestation, Stability};
+use volmap::frozen::{Attestation, FrozenError, Stability};
 use volmap::identity::Identity;
 use volmap::layers::Layers;
 use volmap::store::Below;
@@ -111,4 +111,46 @@ fn without_a_declaration_a_loop_device_is_opaque() {
     )]);
     assert_eq!(image.description().stability, Stability::Pinned);
     assert_eq!(rig.read_as_proxy(&*image).1, 1 << 20);
+}
+
+#[test]
+fn a_read_only_device_that_shows_another_file_or_size_is_gone() {
+    let Some(rig) = Rig::new(
+        "a_read_only_device_that_shows_another_file_or_size_is_gone",
+        8,
+        &[],
+    ) else {
+        return;
+    };
+    let freeze = || {
+        let options = FreezeOptions {
+            method: Method::Static,
+            ..FreezeOptions::default()
+        };
+        rig.freeze_with(&rig.device, &options, &rig.layers()).unwrap()
+    };
+    let device = rig.device.to_str().unwrap();
+    run("losetup", &["-d", device]).unwrap();
+    run("losetup", &["-r", device, rig.lun.to_str().unwrap()]).unwrap();
+    let image = freeze();
+    image.read_at(0, &mut [0; 512]).unwrap();
+    let other = rig.mount.join("other");
+    fs::write(&other, pattern(8 << 20, 5)).unwrap();
+    // LOOP_CHANGE_FD, for which losetup has no option.
+    let script = "open(L, '<', $ARGV[0]); open(F, '<', $ARGV[1]); ioctl(L, 0x4c06, fileno(F)) or die $!";
+    run("perl", &["-e", script, device, other.to_str().unwrap()]).unwrap();
+    assert!(matches!(
+        image.read_at(0, &mut [0; 512]),
+        Err(FrozenError::Gone(_))
+    ));
+    drop(image);
+
+    let image = freeze();
+    let file = fs::File::options().write(true).open(&other).unwrap();
+    file.set_len(9 << 20).unwrap();
+    run("losetup", &["--set-capacity", device]).unwrap();
+    assert!(matches!(
+        image.read_at(0, &mut [0; 512]),
+        Err(FrozenError::Gone(_))
+    ));
 }

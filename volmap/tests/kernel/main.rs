@@ -9,6 +9,7 @@ mod attacks;
 mod cow;
 mod devices;
 mod fidelity;
+mod geometry;
 mod quiesce;
 mod refusals;
 mod rig;

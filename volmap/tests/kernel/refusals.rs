@@ -30,18 +30,14 @@ fn ext4_that_journals_data_by_default_is_never_direct() {
 
 #[test]
 fn a_loop_device_that_caches_a_block_device_is_opaque() {
-    let Some(rig) = Rig::new("a_loop_device_that_caches_a_block_device_is_opaque", 128, &[]) else {
+    let Some(mut rig) = Rig::new("a_loop_device_that_caches_a_block_device_is_opaque", 128, &[]) else {
         return;
     };
-    let upper = run(
-        "losetup",
-        &["--find", "--show", "--direct-io=off", path(&rig.device)],
-    )
-    .unwrap();
-    let upper = upper.trim();
+    let device = rig.device.clone();
+    let upper = rig.attach(&device, &["--direct-io=off"]);
+    let upper = path(&upper);
     run("mkfs.ext4", &["-q", upper]).unwrap();
     run("mount", &[upper, path(&rig.mount)]).unwrap();
-    run("losetup", &["-d", upper]).unwrap();
     let volume = rig.mount.join("disk.img");
     fs::write(&volume, pattern(1 << 20, 1)).unwrap();
     let image = rig.freeze(&volume, Method::Quiesce).unwrap();

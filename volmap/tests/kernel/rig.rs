@@ -37,6 +37,8 @@ pub(crate) struct Rig {
     pub(crate) device: PathBuf,
     pub(crate) mount: PathBuf,
     clock: Arc<GenerationClock>,
+    /// Further loop devices, detached with the rig.
+    attached: Vec<PathBuf>,
 }
 
 impl Rig {
@@ -62,14 +64,14 @@ impl Rig {
         File::create(&lun)
             .and_then(|f| f.set_len(mib << 20))
             .map_err(|e| e.to_string())?;
-        let attach = |direct: &str| run("losetup", &["--find", "--show", direct, path(&lun)]);
-        let device = attach("--direct-io=on").or_else(|_| attach("--direct-io=off"))?;
+        let device = attach(&lun, &["--direct-io=on"]).or_else(|_| attach(&lun, &["--direct-io=off"]))?;
         let rig = Self {
             directory,
             lun,
-            device: device.trim().into(),
+            device,
             mount,
             clock: Arc::new(GenerationClock::start().map_err(|e| e.to_string())?),
+            attached: Vec::new(),
         };
         if let Some((program, arguments)) = mkfs.split_first() {
             let arguments: Vec<&str> = arguments.iter().copied().chain([path(&rig.device)]).collect();
@@ -77,6 +79,13 @@ impl Rig {
             run("mount", &[path(&rig.device), path(&rig.mount)])?;
         }
         Ok(rig)
+    }
+
+    /// Attaches another loop device to a file or device.
+    pub(crate) fn attach(&mut self, below: &Path, options: &[&str]) -> PathBuf {
+        let device = attach(below, options).unwrap();
+        self.attached.push(device.clone());
+        device
     }
 
     /// XFS with reflinks.
@@ -173,9 +182,19 @@ impl Drop for Rig {
     fn drop(&mut self) {
         // Whatever failed, the rest is still taken down.
         let _ = run("umount", &["-q", path(&self.mount)]);
-        let _ = run("losetup", &["-d", path(&self.device)]);
+        for device in self.attached.iter().rev().chain([&self.device]) {
+            let _ = run("losetup", &["-d", path(device)]);
+        }
         let _ = self.directory.path();
     }
+}
+
+/// A new loop device that can be written to: `BLKROSET` of whoever had the number before outlives the attachment.
+fn attach(below: &Path, options: &[&str]) -> Result<PathBuf, String> {
+    let arguments = [&["--find", "--show"], options, &[path(below)]].concat();
+    let device = PathBuf::from(run("losetup", &arguments)?.trim());
+    run("blockdev", &["--setrw", path(&device)])?;
+    Ok(device)
 }
 
 /// All of a frozen image's map.
