@@ -43,10 +43,10 @@ impl LoopDisk {
                 lun.to_str().unwrap(),
             ],
         );
-        Self {
-            lun,
-            device: device.trim().into(),
-        }
+        let device = PathBuf::from(device.trim());
+        // What a backup sets read-only stays so when the loop device is used again.
+        run("blockdev", &["--setrw", device.to_str().unwrap()]);
+        Self { lun, device }
     }
 }
 

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a harness fails loudly")]
 
 pub mod ambush;
+pub mod cow;
 pub mod cutting_proxy;
 pub mod digest;
 pub mod disk;

@@ -4,6 +4,7 @@
 
 mod attacks;
 mod client_peers;
+mod cow;
 mod faults;
 mod foreign;
 mod geometry;
