@@ -43,10 +43,13 @@ impl LoopDisk {
                 lun.to_str().unwrap(),
             ],
         );
-        let device = PathBuf::from(device.trim());
-        // What a backup sets read-only stays so when the loop device is used again.
-        run("blockdev", &["--setrw", device.to_str().unwrap()]);
-        Self { lun, device }
+        let disk = Self {
+            lun,
+            device: device.trim().into(),
+        };
+        // A proxy that was killed while it read from this loop device has left it read-only.
+        run("blockdev", &["--setrw", disk.device.to_str().unwrap()]);
+        disk
     }
 }
 

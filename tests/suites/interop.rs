@@ -331,6 +331,7 @@ fn fio_verifies_what_it_writes_to_an_origin() {
         "--size=8M",
         "--iodepth=16",
         "--verify=crc32c",
+        "--verify_state_save=0",
     ];
     let output = run("fio", &[&job[..], &[&uri]].concat());
     assert!(output.contains("err= 0"), "{output}");

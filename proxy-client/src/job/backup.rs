@@ -60,6 +60,11 @@ pub async fn backup(
     let identities: Vec<Identity> = luns.all().map(|lun| lun.identity.clone()).collect();
     let source = NbdSource::open(options.uri.clone(), identities).await?;
     let published = source.published().await;
+    if published.frozen.is_none() {
+        tracing::warn!(
+            "the server publishes no frozen image: nothing tells whether the volume changes while it is read"
+        );
+    }
     warn_of_strangers(&luns, &published);
     if luns.all().next().is_some() {
         prove_by_tag(&options.uri, &luns).await?;

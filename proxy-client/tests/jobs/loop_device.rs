@@ -1,6 +1,7 @@
 //! `restore` to block devices: needs root and loop devices, and says so where there are none.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +10,8 @@ use nix::fcntl::OFlag;
 use proxy_client::error::{ErrorKind, Result};
 use proxy_client::interrupt::Interrupt;
 use proxy_client::job::restore::{RestoreOptions, Restored, restore};
+use proxy_client::transport::direct::{DirectOpener, LunOpener};
+use volmap::sys::block_device::is_read_only;
 
 use crate::fixture::{Fixture, VOLUME, old_data, quiet};
 
@@ -25,10 +28,30 @@ impl Loop {
             .ok()
             .filter(|output| output.status.success());
         let Some(output) = output else {
-            eprintln!("skipped: no loop devices here");
+            skip("no loop devices here");
             return None;
         };
-        Some(Self(String::from_utf8(output.stdout).unwrap().trim_end().into()))
+        let device = Self(String::from_utf8(output.stdout).unwrap().trim_end().into());
+        // A proxy that was killed while it read from this loop device has left it read-only.
+        Command::new("blockdev")
+            .arg("--setrw")
+            .arg(&device.0)
+            .status()
+            .ok();
+        Some(device)
+    }
+}
+
+/// Says that a test did not run: on stderr, and in the file that `SKIP_LOG` names, where `tests/run` counts it.
+fn skip(why: &str) {
+    let line = format!(
+        "SKIP: {}: {why}\n",
+        std::thread::current().name().unwrap_or("a test")
+    );
+    eprint!("{line}");
+    if let Some(log) = std::env::var_os("SKIP_LOG") {
+        let mut log = File::options().create(true).append(true).open(log).unwrap();
+        log.write_all(line.as_bytes()).unwrap();
     }
 }
 
@@ -164,4 +187,19 @@ fn a_mounted_device_is_refused_even_with_force() {
         run(&fixture, &device.0, false).unwrap_err().kind(),
         ErrorKind::TargetNotEmpty
     );
+}
+
+/// Nothing on this machine writes to a LUN while it is read, and nothing stays behind when it was.
+#[test]
+fn a_lun_is_read_only_while_it_is_read() {
+    let fixture = Fixture::new(VOLUME);
+    let Some((_, device)) = device(&fixture) else {
+        return;
+    };
+    let looked_at = File::open(&device.0).unwrap();
+    assert!(!is_read_only(&looked_at).unwrap());
+    let lun = DirectOpener.open(&device.0).unwrap();
+    assert!(is_read_only(&looked_at).unwrap());
+    drop(lun);
+    assert!(!is_read_only(&looked_at).unwrap());
 }

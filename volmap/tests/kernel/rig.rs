@@ -73,6 +73,8 @@ impl Rig {
             clock: Arc::new(GenerationClock::start().map_err(|e| e.to_string())?),
             attached: Vec::new(),
         };
+        // A proxy that was killed while it read from this loop device has left it read-only.
+        run("blockdev", &["--setrw", path(&rig.device)])?;
         if let Some((program, arguments)) = mkfs.split_first() {
             let arguments: Vec<&str> = arguments.iter().copied().chain([path(&rig.device)]).collect();
             run(program, &arguments)?;

@@ -51,6 +51,8 @@ struct DirectLun {
     file: Flock<File>,
     size: u64,
     block_size: u64,
+    /// We set the device read-only, for as long as it is read.
+    was_writable: bool,
 }
 
 impl DirectLun {
@@ -61,26 +63,26 @@ impl DirectLun {
             .open(path)?;
         let metadata = file.metadata()?;
         let size = block_device::size(&file)?;
-        let block_size = if metadata.file_type().is_block_device() {
-            guard_against_writes(path, &file);
-            u64::from(block_device::logical_block_size(&file)?)
-        } else {
-            // A file system's own rule; a page satisfies every one.
-            ALIGNMENT as u64
-        };
         let file =
             Flock::lock(file, FlockArg::LockSharedNonblock).map_err(|(_, errno)| io::Error::from(errno))?;
-        Ok(Self {
+        let mut lun = Self {
             file,
             size,
-            block_size,
-        })
+            // A file system's own rule; a page satisfies every one.
+            block_size: ALIGNMENT as u64,
+            was_writable: false,
+        };
+        if metadata.file_type().is_block_device() {
+            lun.block_size = u64::from(block_device::logical_block_size(&lun.file)?);
+            lun.was_writable = guard_against_writes(path, &lun.file);
+        }
+        Ok(lun)
     }
 }
 
 /// Sets the device read-only in this kernel (BLKROSET), unless somebody here holds it: a mounted file system, LVM or md would
-/// see its writes fail.
-fn guard_against_writes(path: &Path, file: &File) {
+/// see its writes fail. Tells whether it was writable before, and has to be made so again.
+fn guard_against_writes(path: &Path, file: &File) -> bool {
     let unclaimed = OpenOptions::new()
         .read(true)
         .custom_flags(nix::libc::O_EXCL)
@@ -88,8 +90,25 @@ fn guard_against_writes(path: &Path, file: &File) {
         .is_ok();
     if !unclaimed {
         tracing::warn!(lun = %path.display(), "the LUN is in use on this machine (mounted, LVM, md?); it is left writable");
-    } else if let Err(error) = block_device::set_read_only(file, true) {
+        return false;
+    }
+    let guarded = match block_device::is_read_only(file) {
+        Ok(false) => block_device::set_read_only(file, true).map(|()| true),
+        other => other.map(|_| false),
+    };
+    guarded.unwrap_or_else(|error| {
         tracing::debug!(lun = %path.display(), %error, "the LUN could not be set read-only");
+        false
+    })
+}
+
+impl Drop for DirectLun {
+    fn drop(&mut self) {
+        if self.was_writable
+            && let Err(error) = block_device::set_read_only(&self.file, false)
+        {
+            tracing::warn!(%error, "the LUN stays read-only; blockdev --setrw changes that");
+        }
     }
 }
 
