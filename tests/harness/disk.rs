@@ -32,24 +32,16 @@ impl LoopDisk {
     pub fn new(directory: &Path, name: &str, size: u64, sector: u32) -> Self {
         let lun = directory.join(name);
         File::create(&lun).unwrap().set_len(size).unwrap();
-        let sector = sector.to_string();
-        let device = run(
-            "losetup",
-            &[
-                "--find",
-                "--show",
-                "--sector-size",
-                &sector,
-                lun.to_str().unwrap(),
-            ],
-        );
-        let disk = Self {
-            lun,
-            device: device.trim().into(),
-        };
-        // A proxy that was killed while it read from this loop device has left it read-only.
-        run("blockdev", &["--setrw", disk.device.to_str().unwrap()]);
-        disk
+        Self::on(&lun, &["--sector-size", &sector.to_string()])
+    }
+
+    /// Another loop device on a LUN that is there, attached with more arguments.
+    pub fn on(lun: &Path, arguments: &[&str]) -> Self {
+        let all = [&["--find", "--show"], arguments, &[lun.to_str().unwrap()]].concat();
+        Self {
+            lun: lun.to_owned(),
+            device: run("losetup", &all).trim().into(),
+        }
     }
 }
 

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use proxy_client::error::{Error, ErrorKind};
 use proxy_client::report::BackupReport;
 use tests::ambush::{Ambush, Point};
-use tests::disk::{run, scratch};
+use tests::disk::{LoopDisk, run, scratch};
 use tests::peer::Peer;
 use tests::program::{backup, proxy_client};
 use tests::site::{Site, VOLUME, run_backup, text};
 use tests::volume::noise;
 use tests::{digest, needs, needs_loop_devices};
 
-use super::{MIB, SIZE, xfs_site};
+use super::{MIB, SIZE, overwrite, xfs_site};
 
 /// A file of the LUN's size beside it.
 fn other_disk(site: &Site, name: &str) -> (PathBuf, File) {
@@ -128,6 +128,28 @@ fn without_a_tag_the_receipt_says_that_samples_are_all() {
     fs::remove_file(site.image()).unwrap();
     let ambush = stale_behind_the_samples(&site, &clone);
     site.assert_failed(backup_from(&site, &clone, &ambush, 100.0), ErrorKind::WrongLun);
+}
+
+/// The proxy's kernel may have cached blocks of the LUN before the host wrote to them (law P2).
+#[test]
+fn what_the_proxy_has_in_its_page_cache_is_not_read() {
+    needs_loop_devices!("mkfs.xfs", "zstd");
+    let mut site = xfs_site();
+    run("sync", &["-f", text(&site.disk.path)]);
+    // The cache of another loop device is another machine's cache; it stays as long as the device is open.
+    let proxy = LoopDisk::on(&site.disk.disk.lun, &[]);
+    let cached = File::open(&proxy.device).unwrap();
+    for (_, len, place) in site.extents(&site.volume()) {
+        let mut bytes = vec![0; usize::try_from(len).unwrap()];
+        cached.read_exact_at(&mut bytes, place).unwrap();
+    }
+    overwrite(&site.volume());
+    site.original = digest::of_file(&site.volume());
+    site.serve(&[]);
+    let outcome = backup_from(&site, &proxy.device, &Ambush::never(), 0.0);
+    drop(cached);
+    let report = site.assert_right(outcome);
+    assert_eq!(report.bytes_direct, SIZE as u64, "{report:?}");
 }
 
 /// nbdkit takes every name for its one export, `vm.tag` too, and lets us write: what is no tag has to be left alone.

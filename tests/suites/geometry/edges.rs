@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use proxy_client::config::LunArgument;
 use tests::ambush::Ambush;
+use tests::digest;
 use tests::disk::{LoopDisk, Mounted, run, scratch};
 use tests::image::assert_holds;
 use tests::needs_loop_devices;
-use tests::program::{Host, backup};
+use tests::program::{Host, backup, proxy_client};
 use tests::site::{Site, VOLUME, run_backup, text};
 use tests::volume::{noise, sparse};
 
@@ -30,7 +31,11 @@ fn a_volume_of_a_byte_more_than_a_gib_is_backed_up_to_its_last_byte() {
         report.bytes_direct >= 3 * MIB && report.bytes_nbd == 0,
         "{report:?}"
     );
-    assert_holds(&site.image(), &site.volume());
+    let wanted = digest::of_file(&site.volume());
+    assert_eq!(site.image_digest(), wanted);
+    let restored = site.disk.outside().join("restored");
+    proxy_client(&["restore", text(&site.image()), "--output", text(&restored)]);
+    assert_eq!(digest::of_file(&restored), wanted);
 }
 
 /// A file system that begins at an odd sector of the LUN, as behind an old partition table: no extent of its blocks of
@@ -41,9 +46,9 @@ fn extents_smaller_than_a_block_of_the_lun_are_cut_out_of_whole_blocks() {
     const ODD: u64 = 63 * 512;
     let directory = scratch();
     let lun = LoopDisk::new(directory.path(), "lun", 400 * MIB, 4096);
-    let inner = OffsetLoop::new(&lun.lun, ODD);
+    let inner = LoopDisk::on(&lun.lun, &["--offset", &ODD.to_string()]);
     let mount = Mount::new(
-        &inner.0,
+        &inner.device,
         directory.path(),
         &["mkfs.xfs", "-q", "-b", "size=1024", "-m", "reflink=1"],
     );
@@ -140,23 +145,6 @@ fn a_whole_device_is_read_up_to_its_end() {
             assert_holds(&image, &lun.lun);
             fs::remove_file(&image).unwrap();
         }
-    }
-}
-
-/// A loop device on a part of a file; detached when dropped.
-struct OffsetLoop(PathBuf);
-
-impl OffsetLoop {
-    fn new(file: &Path, offset: u64) -> Self {
-        let offset = offset.to_string();
-        let device = run("losetup", &["--find", "--show", "--offset", &offset, text(file)]);
-        Self(device.trim().into())
-    }
-}
-
-impl Drop for OffsetLoop {
-    fn drop(&mut self) {
-        run("losetup", &["--detach", text(&self.0)]);
     }
 }
 
