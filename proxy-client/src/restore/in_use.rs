@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -66,6 +66,25 @@ pub(super) fn loop_device_on(id: FileId) -> Option<String> {
         let metadata = fs::metadata(Path::new(backing.trim_end_matches('\n'))).ok()?;
         (FileId::of(&metadata) == id).then(|| entry.file_name().to_string_lossy().into_owned())
     })
+}
+
+/// The file under a loop device, or under a partition of one, if somebody holds its lock: a LUN that is being read.
+pub(super) fn locked_file_under(device: u64) -> Option<PathBuf> {
+    let number = DeviceNumber::from_stat(device);
+    let sysfs = PathBuf::from(format!("/sys/dev/block/{}:{}", number.major, number.minor));
+    let backing = ["loop/backing_file", "../loop/backing_file"]
+        .iter()
+        .find_map(|name| fs::read_to_string(sysfs.join(name)).ok())?;
+    let path = PathBuf::from(backing.trim_end_matches('\n'));
+    let file = File::open(&path).ok()?;
+    if matches!(lock(&file), Ok(false)) {
+        return Some(path);
+    }
+    // A loop device may stand on another.
+    match FileId::of(&file.metadata().ok()?) {
+        FileId::Device(device) => locked_file_under(device),
+        FileId::Inode { .. } => None,
+    }
 }
 
 #[cfg(test)]

@@ -141,6 +141,15 @@ impl Target {
                 _ => failed(error),
             })?;
         lock(&file, path)?;
+        if block_device::is_read_only(&file).map_err(failed)? {
+            let message =
+                "this kernel keeps it read-only, as a backup does with a LUN; blockdev --setrw ends that";
+            return Err(busy(message.into(), path));
+        }
+        if let Some(lun) = in_use::locked_file_under(metadata.rdev()) {
+            let message = format!("it stands on {}, which is being read as a LUN", lun.display());
+            return Err(busy(message, path));
+        }
         let device_size = block_device::size(&file).map_err(failed)?;
         Self::overwriting(file, path, size, device_size, force)
     }

@@ -11,7 +11,7 @@ use proxy_client::error::{ErrorKind, Result};
 use proxy_client::interrupt::Interrupt;
 use proxy_client::job::restore::{RestoreOptions, Restored, restore};
 use proxy_client::transport::direct::{DirectOpener, LunOpener};
-use volmap::sys::block_device::is_read_only;
+use volmap::sys::block_device::{is_read_only, set_read_only};
 
 use crate::fixture::{Fixture, VOLUME, old_data, quiet};
 
@@ -202,4 +202,38 @@ fn a_lun_is_read_only_while_it_is_read() {
     assert!(is_read_only(&looked_at).unwrap());
     drop(lun);
     assert!(!is_read_only(&looked_at).unwrap());
+}
+
+/// A reader of a LUN locks the file that it was given; a loop device on that file is the same disk.
+#[test]
+fn a_device_on_a_lun_that_is_being_read_is_refused_even_with_force() {
+    let fixture = Fixture::new(VOLUME);
+    let Some((file, device)) = device(&fixture) else {
+        return;
+    };
+    let Some(nested) = Loop::on(&device.0) else { return };
+    let reader = File::open(&file).unwrap();
+    reader.lock_shared().unwrap();
+    for target in [&device, &nested] {
+        let error = run(&fixture, &target.0, true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TargetBusy);
+        assert!(error.message().contains("LUN"), "{error}");
+    }
+    drop(reader);
+    drop(nested);
+    run(&fixture, &device.0, true).unwrap();
+}
+
+#[test]
+fn a_read_only_device_is_refused_before_it_is_written() {
+    let fixture = Fixture::new(VOLUME);
+    let Some((_, device)) = device(&fixture) else {
+        return;
+    };
+    let file = File::open(&device.0).unwrap();
+    set_read_only(&file, true).unwrap();
+    let error = run(&fixture, &device.0, true).unwrap_err();
+    set_read_only(&file, false).unwrap();
+    assert_eq!(error.kind(), ErrorKind::TargetBusy);
+    assert!(error.message().contains("--setrw"), "{error}");
 }
