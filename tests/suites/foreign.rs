@@ -1,12 +1,14 @@
 //! Our client backs up from servers that know nothing of frozen images: every image equals the source.
 
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tempfile::TempDir;
 use tests::peer::Peer;
 use tests::rust_nbd::RustNbd;
-use tests::{disk, image, needs, program, volume};
+use tests::{digest, disk, image, needs, program, volume};
 
 const MIB: u64 = 1 << 20;
 
@@ -217,4 +219,37 @@ fn a_gibibyte_and_a_byte() {
     });
     let peer = Peer::nbdkit_file(&[], &source.volume, &[]);
     assert!(source.assert_backed_up(&peer.uri_text(""))["bytes_nbd"].as_u64() < Some(MIB));
+}
+
+/// The `nbd` crate's client knows EXPORT_NAME, zero padding and simple replies only, and reads from our server.
+#[test]
+fn the_nbd_crate_reads_from_our_server() {
+    let source = Source::new(volume::motley);
+    let socket = tempfile::tempdir().unwrap();
+    let socket = socket.path().join("s");
+    let served = format!("vm={}", source.volume.display());
+    let arguments = [
+        "--socket",
+        socket.to_str().unwrap(),
+        "--freeze",
+        "quiesce",
+        &served,
+    ];
+    let _host = program::Host::serve(&arguments);
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    let export = nbd::client::handshake(&mut stream, b"vm").unwrap();
+    assert_eq!((export.size, export.readonly), (32 * MIB, true));
+    let mut client = nbd::client::NbdClient::new(&mut stream, &export);
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1_000_003];
+    loop {
+        match client.read(&mut buffer).unwrap() {
+            0 => break,
+            length => hasher.update(&buffer[..length]),
+        };
+    }
+    assert_eq!(hasher.finalize(), digest::of_file(&source.volume));
+    // It has no other way to be told that there is no such export.
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    assert!(nbd::client::handshake(&mut stream, b"another").is_err());
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail loudly")]
 
 mod attacks;
+mod cli;
 mod client_peers;
 mod cow;
 mod faults;

@@ -1,0 +1,4 @@
+//! What both programs promise of their command lines.
+
+mod backup;
+mod promises;
