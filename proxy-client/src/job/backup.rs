@@ -15,7 +15,7 @@ use crate::output::{FileOutput, Output, StdoutOutput};
 use crate::pipeline::{FetchPolicy, FrozenSource, Luns, prove_by_tag, run};
 use crate::progress::Progress;
 use crate::report::{BackupReport, LunReport};
-use crate::transport::direct::{Lun, LunOpener, lies_on, own_identity};
+use crate::transport::direct::{Lun, LunOpener, NoDirectIo, lies_on, own_identity};
 use crate::transport::nbd::{NbdSource, Published};
 
 /// What to back up, and to where.
@@ -122,9 +122,10 @@ fn open_luns(arguments: &[LunArgument], opener: &dyn LunOpener) -> Result<Luns> 
         }
         match opener.open(path) {
             Ok(reader) => luns.push(Lun::new(identity, path.clone(), reader)),
-            // What refuses O_DIRECT cannot be read past every cache (law P2).
+            // It cannot be read past every cache (law P2); the report says so for every byte on it.
             Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => {
-                tracing::warn!(path = %path.display(), "refuses O_DIRECT, so nothing is read directly from it");
+                tracing::warn!(path = %path.display(), "it refuses O_DIRECT, so nothing is read directly from it");
+                luns.push(Lun::new(identity, path.clone(), Box::new(NoDirectIo)));
             }
             Err(error) => return Err(failed(error)),
         }

@@ -2,34 +2,24 @@
 //!
 //! Host and proxy are the real ones; only the network between them is a Unix socket, and the shared disks are files.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+mod host;
+mod stage;
+mod writer;
 
-use bytes::Bytes;
-use clap::Parser;
+use std::io::{self, Write};
+use std::path::Path;
+
 use indicatif::HumanBytes;
-use nbd_export::cli::{Cli as HostCli, Verb as HostVerb};
-use nbd_export::config::ServeConfig;
-use nbd_export::host::Host;
-use nbd_export::server::Server;
-use nbd_export::uri::{NbdAddress, NbdUri};
-use tempfile::TempDir;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
-use volmap::range::ByteRange;
 
+use self::host::DemoHost;
+use self::stage::{Place, digest, make_disks};
+use self::writer::Writer;
 use super::backup::{BackupOptions, backup};
 use super::restore::{RestoreOptions, restore};
 use super::verify::verify;
 use crate::config::{ImagePath, LunArgument};
 use crate::error::{Error, ErrorKind, Result};
 use crate::interrupt::Interrupt;
-use crate::nbd::Connection;
-use crate::pipeline::random_below;
 use crate::progress::Progress;
 use crate::report::BackupReport;
 use crate::transport::direct::DirectOpener;
@@ -38,8 +28,6 @@ use crate::transport::direct::DirectOpener;
 const SIZE: u64 = 256 << 20;
 /// The last part of the volume was never written.
 const HOLE: u64 = 64 << 20;
-/// What the demo's writer writes at once.
-const WRITE: u32 = 64 << 10;
 
 /// Plays the story, and proves its end.
 ///
@@ -171,218 +159,4 @@ fn prove(
         return Err(Error::new(ErrorKind::ImageBad, message).at_path(restored));
     }
     say("7. The restore equals the volume at the instant of the freeze, byte for byte.".into())
-}
-
-/// The directory of the demo.
-enum Place {
-    Kept(PathBuf),
-    Temporary(TempDir),
-}
-
-impl Place {
-    fn new(keep: Option<&Path>) -> Result<Self> {
-        if let Some(directory) = keep {
-            fs::create_dir_all(directory).map_err(|e| Error::io("making the directory", directory, e))?;
-            takes_direct_io(directory)
-                .map_err(|e| Error::io("trying O_DIRECT: choose a directory on a disk", directory, e))?;
-            let directory = directory
-                .canonicalize()
-                .map_err(|e| Error::io("finding the directory", directory, e))?;
-            return Ok(Self::Kept(directory));
-        }
-        let candidates = [std::env::temp_dir(), "/var/tmp".into(), ".".into()];
-        for candidate in candidates.iter().filter_map(|path| path.canonicalize().ok()) {
-            if takes_direct_io(&candidate).is_ok() {
-                let made = tempfile::Builder::new()
-                    .prefix("proxy-client-demo-")
-                    .tempdir_in(&candidate);
-                return made
-                    .map(Self::Temporary)
-                    .map_err(|e| Error::io("making a directory", &candidate, e));
-            }
-        }
-        Err(Error::new(
-            ErrorKind::Usage,
-            "no directory here takes O_DIRECT; name one on a disk with --keep DIR",
-        ))
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Kept(path) => path,
-            Self::Temporary(directory) => directory.path(),
-        }
-    }
-}
-
-fn takes_direct_io(directory: &Path) -> io::Result<()> {
-    let file = tempfile::NamedTempFile::new_in(directory)?;
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_DIRECT)
-        .open(file.path())
-        .map(|_| ())
-}
-
-/// The two shared disks, files both: a volume with text, noise and a hole; and room for old data. Gives the digest of the volume.
-fn make_disks(lun: &Path, copy: &Path) -> Result<blake3::Hash> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |error| Error::io("making a disk", &path, error)
-    };
-    let volume = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(lun)
-        .map_err(failed(lun))?;
-    volume.set_len(SIZE).map_err(failed(lun))?;
-    let mut chunk = vec![0; 1 << 20];
-    for at in (0..SIZE - HOLE).step_by(chunk.len()) {
-        for (index, word) in chunk.chunks_exact_mut(8).enumerate() {
-            // Every other MiB is noise, the others compress well.
-            let noise = (at >> 20) % 2 == 0;
-            let value = if noise {
-                random_below(u64::MAX)
-            } else {
-                at + index as u64 % 64
-            };
-            word.copy_from_slice(&value.to_le_bytes());
-        }
-        volume.write_all_at(&chunk, at).map_err(failed(lun))?;
-    }
-    volume.sync_all().map_err(failed(lun))?;
-    File::create_new(copy).map_err(failed(copy))?;
-    digest(lun)
-}
-
-fn digest(path: &Path) -> Result<blake3::Hash> {
-    let failed = |error| Error::io("reading a volume", path, error);
-    let mut file = File::open(path).map_err(failed)?;
-    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(failed)? {
-            0 => return Ok(hasher.finalize()),
-            read => hasher.update(&buffer[..read]),
-        };
-    }
-}
-
-/// The host, in this process.
-struct DemoHost {
-    host: Arc<Host>,
-    socket: PathBuf,
-    stop: oneshot::Sender<()>,
-    server: JoinHandle<()>,
-}
-
-impl DemoHost {
-    /// What this command line does: `nbd-export serve --origin vol=lun.img --copy-area copy.img …`
-    async fn start(place: &Place) -> Result<Self> {
-        let path = |name: &str| place.path().join(name).display().to_string();
-        let socket = place.path().join("nbd.sock");
-        let arguments = [
-            "nbd-export".to_owned(),
-            "serve".to_owned(),
-            format!("--origin=vol={}", path("lun.img")),
-            format!("--copy-area={},size={SIZE}", path("copy.img")),
-            format!("--identity={}=demo-lun", path("lun.img")),
-            format!("--identity={}=demo-copy", path("copy.img")),
-            format!("--socket={}", socket.display()),
-            format!("--control={}", path("control.sock")),
-        ];
-        let parsed = HostCli::try_parse_from(arguments).map_err(host_failed)?;
-        let HostVerb::Serve(serve) = parsed.verb else {
-            unreachable!("the arguments above say serve")
-        };
-        let config = ServeConfig::try_from(&serve).map_err(host_failed)?;
-        let opened = tokio::task::spawn_blocking({
-            let config = config.clone();
-            move || Host::open(&config)
-        });
-        let host = Arc::new(opened.await.map_err(host_failed)?.map_err(host_failed)?);
-        let exports = Arc::clone(&host);
-        let server = Server::bind(&config.listeners, exports)
-            .await
-            .map_err(host_failed)?;
-        host.publish_at(server.addresses().clone());
-        let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(server.run(async move {
-            // Dropped or sent, both mean the end.
-            let _ = stopped.await;
-        }));
-        Ok(Self {
-            host,
-            socket,
-            stop,
-            server,
-        })
-    }
-
-    fn uri(&self, export: &str) -> NbdUri {
-        let export = nbd_export::proto::ExportName::new(export).expect("the demo's names are short");
-        NbdUri {
-            address: NbdAddress::Unix(self.socket.clone()),
-            export,
-        }
-    }
-
-    async fn freeze(&self) -> Result<String> {
-        let host = Arc::clone(&self.host);
-        let frozen = tokio::task::spawn_blocking(move || host.freeze("vol", Some("demo")));
-        Ok(frozen.await.map_err(host_failed)?.map_err(host_failed)?.export)
-    }
-
-    async fn stop(self) -> Result<()> {
-        let _ = self.stop.send(());
-        self.server.await.map_err(host_failed)?;
-        self.host.close();
-        Ok(())
-    }
-}
-
-fn host_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(ErrorKind::HostRefused, "the host of the demo failed").caused_by(error)
-}
-
-/// Overwrites the live volume in random places until it is stopped.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    task: JoinHandle<Result<u64>>,
-}
-
-impl Writer {
-    async fn start(live: NbdUri) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let connection = Connection::connect(&live, Vec::new()).await?;
-        let written = AtomicU64::new(0);
-        let task = tokio::spawn(async move {
-            while !stopped.load(Ordering::Relaxed) {
-                let offset = random_below(SIZE / u64::from(WRITE)) * u64::from(WRITE);
-                let random = random_below(u64::MAX).to_le_bytes();
-                match random[0] {
-                    0..=7 => {
-                        connection
-                            .trim(ByteRange::new(offset, WRITE.into()).expect("not empty"))
-                            .await?
-                    }
-                    _ => {
-                        connection
-                            .write(offset, Bytes::from(random.repeat(WRITE as usize / 8)), false)
-                            .await?
-                    }
-                }
-                written.fetch_add(WRITE.into(), Ordering::Relaxed);
-            }
-            connection.disconnect().await;
-            Ok(written.into_inner())
-        });
-        Ok(Self { stop, task })
-    }
-
-    /// Bytes that were overwritten.
-    async fn stop(self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.task.await.map_err(host_failed)?
-    }
 }

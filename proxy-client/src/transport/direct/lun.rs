@@ -139,6 +139,24 @@ impl LunReader for DirectLun {
     }
 }
 
+/// What refuses O_DIRECT: every read of it fails, and the failure is the reason in the report.
+#[derive(Clone, Copy, Debug)]
+pub struct NoDirectIo;
+
+impl LunReader for NoDirectIo {
+    fn size(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn block_size(&self) -> u64 {
+        1
+    }
+
+    fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "it refuses O_DIRECT"))
+    }
+}
+
 /// A LUN of the job: what it is called, and how it is read.
 pub struct Lun {
     /// The name under which the host maps to it.
