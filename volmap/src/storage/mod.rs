@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //!
-//! * each is opened once and guarded from then on: a write lease on a file, a claim on a block device;
+//! * each is opened once and guarded from then on: a write lease on a file, a claim on a block device, and against
+//!   others of our own kind a lock on every file;
 //! * the guard is asked anew each time ([`Standing`]), and never says "good" once somebody else may have changed something.
 
 mod aligned;

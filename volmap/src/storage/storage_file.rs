@@ -1,6 +1,6 @@
 //! A file or block device that is ours alone, as storage.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -109,6 +109,19 @@ impl StorageFile {
         let kind = layers
             .kind(&file)
             .map_err(|_| StorageError::NotAVolume { path: path.into() })?;
+        // No lease can be kept on a declared disk, and not everywhere on a file: this lock keeps at least our own kind away, in this
+        // process and in others. Two origins on one disk would overwrite what the frozen image of the other shows.
+        if kind != VolumeKind::BlockDevice {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => {
+                    return Err(in_use(io::ErrorKind::WouldBlock.into()));
+                }
+                Err(TryLockError::Error(error)) => {
+                    tracing::debug!(path = %path.display(), %error, "a file system without locks");
+                }
+                Ok(()) => {}
+            }
+        }
         let guard = match kind {
             VolumeKind::BlockDevice | VolumeKind::DeclaredDisk => Guard::Promise,
             VolumeKind::File => match lease::take_write(&file) {

@@ -181,6 +181,35 @@ fn a_file_that_is_open_elsewhere_is_refused() {
 }
 
 #[test]
+fn a_declared_disk_is_one_origin_or_copy_area_only() {
+    let site = Site::new();
+    File::create(site.copy()).unwrap();
+    let declared = || {
+        let disk = |path, name| (path, Identity::from_operator(name).unwrap());
+        Layers::new(vec![disk(site.origin(), "lun0"), disk(site.copy(), "lun1")]).unwrap()
+    };
+    let _live = site.open_with(declared(), None).unwrap();
+    let open = |origin: &str, copy: &str| {
+        fs::write(site.dir.path().join("other"), [1; COPY_UNIT as usize]).unwrap();
+        let area = CopyAreaSpec {
+            path: site.dir.path().join(copy),
+            size: Some(COPY_AREA_MIN),
+        };
+        let clock = Arc::new(GenerationClock::start().unwrap());
+        Origin::open(&site.dir.path().join(origin), &area, Arc::new(declared()), clock)
+    };
+    // No lease tells these from a proxy on the same machine. Each would overwrite the old data of the other.
+    for (origin, copy) in [("origin", "new"), ("other", "copy"), ("copy", "new")] {
+        let refused = open(origin, copy).map(|_| ());
+        assert!(
+            matches!(refused, Err(CowError::Storage(StorageError::InUse { .. }))),
+            "{origin} {copy}: {refused:?}"
+        );
+    }
+    open("other", "new").unwrap();
+}
+
+#[test]
 fn locations_on_declared_disks_hold_the_frozen_bytes() {
     let site = Site::new();
     File::create(site.copy()).unwrap();
