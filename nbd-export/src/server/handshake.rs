@@ -1,6 +1,7 @@
 //! The handshake of one connection: `proto` decides, this module moves bytes and keeps the bounds.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -48,7 +49,7 @@ where
     let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
     let mut handshake = ServerHandshake::start(&mut output);
     stream.write_all_buf(&mut output).await?;
-    let mut looked_up = None;
+    let mut looked_up = LookedUp::new();
     let mut received = 0;
     loop {
         let (progress, now) = step(
@@ -75,7 +76,9 @@ where
                 }
             }
             Progress::Transmission(session) => {
-                let (_, export) = looked_up.expect("a session begins with an export that was described");
+                let export = looked_up
+                    .remove(session.requested.as_str())
+                    .expect("a session begins with an export that was described");
                 return Ok(Some(Accepted {
                     session: *session,
                     export,
@@ -90,8 +93,8 @@ where
     }
 }
 
-/// The export that the client asked for last, by the name that it used.
-type LookedUp = Option<(String, Arc<dyn Export>)>;
+/// The exports that the client asked for, by the names that it used: no more than there are.
+type LookedUp = BTreeMap<String, Arc<dyn Export>>;
 
 /// One step of the handshake. The catalogue of a client lives for a step only, because it is not `Sync`.
 fn step(
@@ -125,13 +128,11 @@ struct ClientView<'a> {
 impl ClientView<'_> {
     fn look_up(&self, name: &str) -> Result<Arc<dyn Export>, Refusal> {
         let mut looked_up = self.looked_up.borrow_mut();
-        if let Some((known, export)) = looked_up.as_ref()
-            && known == name
-        {
+        if let Some(export) = looked_up.get(name) {
             return Ok(Arc::clone(export));
         }
         let export = self.exports.open(name, self.audience).ok_or(Refusal::Unknown)?;
-        *looked_up = Some((name.to_owned(), Arc::clone(&export)));
+        looked_up.insert(name.to_owned(), Arc::clone(&export));
         Ok(export)
     }
 }
@@ -215,19 +216,24 @@ mod tests {
         let view = ClientView {
             exports: &Refrozen,
             audience: Audience { writable: false },
-            looked_up: RefCell::new(None),
+            looked_up: RefCell::default(),
         };
         let contexts = |name| view.contexts(name, HeaderStyle::Extended).unwrap();
         let first = contexts("vm");
         view.describe("vm").unwrap();
         assert_eq!(contexts("vm"), first);
-        let (_, export) = view.looked_up.borrow().clone().unwrap();
+        assert_ne!(contexts("other"), first);
+        assert_eq!(
+            contexts("vm"),
+            first,
+            "a question about another export changes nothing"
+        );
+        let export = view.looked_up.borrow().get("vm").cloned().unwrap();
         let names: Vec<ContextName> = export
             .contexts()
             .iter()
             .map(|context| ContextName::new(&context.name).unwrap())
             .collect();
         assert_eq!(names, first, "the session gets the export that was described");
-        assert_ne!(contexts("other"), first);
     }
 }
