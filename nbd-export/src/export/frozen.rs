@@ -7,7 +7,7 @@ use volmap::map::Content;
 use volmap::range::ByteRange;
 
 use super::description::describe;
-use super::limits::{CACHE_STEP, DESCRIPTORS_MAX, HOLE_CHUNK_MIN, ONE_DESCRIPTOR_LOOKAHEAD};
+use super::limits::{CACHE_MAX, CACHE_STEP, DESCRIPTORS_MAX, HOLE_CHUNK_MIN, ONE_DESCRIPTOR_LOOKAHEAD};
 use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, Piece, ReadShape};
 use super::x_volmap::ContextTable;
 use crate::proto::BlockSizes;
@@ -90,6 +90,8 @@ impl Export for FrozenExport {
     }
 
     fn cache(&self, range: ByteRange) -> Result<(), ExportError> {
+        let end = range.end().min(range.start().saturating_add(CACHE_MAX));
+        let range = ByteRange::from_bounds(range.start(), end).unwrap_or(range);
         for extent in self.extents(range)? {
             let mut at = extent.range.start();
             while extent.content == Content::Data
@@ -225,6 +227,45 @@ mod tests {
             assert!(matches!(status, Err(ExportError::Gone(_))));
             assert!(matches!(export.cache(all), Err(ExportError::Gone(_))));
         }
+    }
+
+    #[test]
+    fn advice_to_cache_a_whole_volume_is_taken_for_its_beginning() {
+        /// Whoever reads behind the limit panics.
+        struct Short(Arc<Scripted>);
+        impl FrozenImage for Short {
+            fn description(&self) -> &volmap::frozen::Description {
+                self.0.description()
+            }
+            fn size(&self) -> u64 {
+                self.0.size()
+            }
+            fn graph(&self) -> &volmap::store::StoreGraph {
+                self.0.graph()
+            }
+            fn status(
+                &self,
+                range: ByteRange,
+                limit: usize,
+            ) -> Result<Vec<StatusExtent>, volmap::frozen::FrozenError> {
+                self.0.status(range, limit)
+            }
+            fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), volmap::frozen::FrozenError> {
+                assert!(offset + buf.len() as u64 <= CACHE_MAX, "read at {offset}");
+                Ok(())
+            }
+            fn thaw(&self) {}
+        }
+        let whole = StatusExtent {
+            range: range(0, 1 << 40),
+            content: Content::Data,
+            generation: volmap::generation::Generation::NEVER_DIRECT,
+            place: None,
+        };
+        let image = Scripted::new(volmap::store::StoreGraph::new(), vec![whole]);
+        FrozenExport::new(Arc::new(Short(image)))
+            .cache(whole.range)
+            .unwrap();
     }
 
     #[test]

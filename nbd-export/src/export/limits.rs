@@ -17,5 +17,13 @@ pub const STRETCHES_MAX: usize = 1 << 17;
 /// client's handling cost more than the zeroes.
 pub const HOLE_CHUNK_MIN: u64 = 4096;
 
+/// Bytes that one CMD_CACHE reads at most, as many as a READ. The command is advice, and a client may give it for a whole volume and
+/// go away.
+pub const CACHE_MAX: u64 = 32 << 20;
+
+/// Most bytes of an origin that one step of a TRIM or WRITE_ZEROES covers. A step holds the origin's gate: a freeze, and the
+/// end of the agent, wait for the step and not for a whole volume that is wiped. As much as the largest WRITE.
+pub const WIPE_STEP: u64 = 32 << 20;
+
 /// Bytes read at a time to warm the cache for CMD_CACHE: the memory one such request takes.
 pub const CACHE_STEP: u64 = 1 << 20;

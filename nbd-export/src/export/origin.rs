@@ -5,6 +5,7 @@ use std::sync::Arc;
 use volmap::cow::Origin;
 use volmap::range::ByteRange;
 
+use super::limits::WIPE_STEP;
 use super::live::{all_data, allocation_only, one_piece};
 use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, Piece, ReadShape};
 use crate::proto::BlockSizes;
@@ -66,14 +67,30 @@ impl Export for OriginExport {
     }
 
     fn trim(&self, range: ByteRange, fua: bool) -> Result<(), ExportError> {
-        Ok(self.origin.trim(range.start(), range.len(), fua)?)
+        for (step, last) in steps(range) {
+            self.origin.trim(step.start(), step.len(), fua && last)?;
+        }
+        Ok(())
     }
 
     fn write_zeroes(&self, range: ByteRange, no_hole: bool, fua: bool) -> Result<(), ExportError> {
-        Ok(self
-            .origin
-            .write_zeroes(range.start(), range.len(), no_hole, fua)?)
+        for (step, last) in steps(range) {
+            let fua = fua && last;
+            self.origin.write_zeroes(step.start(), step.len(), no_hole, fua)?;
+        }
+        Ok(())
     }
+}
+
+/// Cuts a range at multiples of [`WIPE_STEP`], and tells which part is the last: what makes that durable covers all before it.
+fn steps(range: ByteRange) -> impl Iterator<Item = (ByteRange, bool)> {
+    let mut at = range.start();
+    std::iter::from_fn(move || {
+        let end = (at - at % WIPE_STEP).saturating_add(WIPE_STEP).min(range.end());
+        let step = ByteRange::from_bounds(at, end)?;
+        at = end;
+        Some((step, end == range.end()))
+    })
 }
 
 #[cfg(test)]
@@ -93,6 +110,27 @@ mod tests {
             Piece::Data { bytes, .. } => bytes,
             Piece::Zeroes(_) => panic!("a whole read is data"),
         }
+    }
+
+    #[test]
+    fn a_wipe_lets_a_freeze_in_between_its_steps() {
+        let range = |start, end| ByteRange::from_bounds(start, end).unwrap();
+        let cut = |start, end| steps(range(start, end)).collect::<Vec<_>>();
+        for end in [1, WIPE_STEP - 1, WIPE_STEP] {
+            assert_eq!(cut(0, end), [(range(0, end), true)]);
+        }
+        assert_eq!(
+            cut(5, 2 * WIPE_STEP + 1),
+            [
+                (range(5, WIPE_STEP), false),
+                (range(WIPE_STEP, 2 * WIPE_STEP), false),
+                (range(2 * WIPE_STEP, 2 * WIPE_STEP + 1), true)
+            ]
+        );
+        assert_eq!(
+            cut(u64::MAX - 1, u64::MAX),
+            [(range(u64::MAX - 1, u64::MAX), true)]
+        );
     }
 
     #[test]
