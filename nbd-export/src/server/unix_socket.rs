@@ -1,13 +1,21 @@
 //! Unix sockets as files: private, never taken from a living process, removed at the end.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, fchmod};
 use tokio::net::{UnixListener, UnixSocket as UnboundSocket};
+
+/// Time that another agent gets to open its socket in the same directory: it takes far less than a millisecond.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Pause between two looks at the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -51,6 +59,7 @@ impl UnixSocket {
             path: path.to_owned(),
             source,
         };
+        let _alone = alone(path)?;
         clear(path)?;
         let socket = UnboundSocket::new_stream().map_err(io)?;
         // The mode of the socket becomes that of the file, so there is no instant at which others could connect.
@@ -89,6 +98,29 @@ impl Drop for UnixSocket {
     }
 }
 
+/// Keeps other agents from binding in this directory at the same time: between the look at a stale socket and its removal, and
+/// between bind and listen, one of two would remove the socket of the other. The lock goes when it is dropped.
+fn alone(path: &Path) -> Result<Option<File>, BindError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = File::open(parent.unwrap_or(Path::new("."))).map_err(|source| BindError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let begun = Instant::now();
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(Some(directory)),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PAUSE),
+            // Whoever may read the directory may lock it for as long as he likes, and some file systems know no locks: no reason not
+            // to serve.
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "its directory cannot be locked");
+                return Ok(None);
+            }
+        }
+    }
+}
+
 /// Removes a socket file that nobody answers at.
 fn clear(path: &Path) -> Result<(), BindError> {
     let io = |source| BindError::Io {
@@ -114,6 +146,32 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn of_agents_that_find_a_stale_socket_together_one_gets_it() {
+        const AGENTS: usize = 4;
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..100 {
+            let path = dir.path().join(format!("s{round}"));
+            drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+            let together = std::sync::Arc::new(std::sync::Barrier::new(AGENTS));
+            let agents: Vec<_> = (0..AGENTS)
+                .map(|_| {
+                    let (path, together) = (path.clone(), std::sync::Arc::clone(&together));
+                    tokio::spawn(async move {
+                        together.wait();
+                        UnixSocket::bind(&path)
+                    })
+                })
+                .collect();
+            let mut bound = Vec::new();
+            for agent in agents {
+                bound.extend(agent.await.unwrap());
+            }
+            assert_eq!(bound.len(), 1, "round {round}");
+            UnixStream::connect(&path).unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
