@@ -25,6 +25,9 @@ const REPLY_MAX: u64 = 64 << 20;
 /// Time for a client to send its line; it has it ready when it connects.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Time for a client to take its reply.
+const REPLY_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Clients at a time: operators and timers, not crowds.
 const CLIENTS_MAX: usize = 16;
 
@@ -111,7 +114,8 @@ async fn exchange(mut stream: tokio::net::UnixStream, host: Arc<Host>) -> io::Re
     };
     let mut line = serde_json::to_vec(&reply)?;
     line.push(b'\n');
-    writer.write_all(&line).await
+    // A listing may be longer than what a socket holds, and the client has a place that others wait for.
+    timeout(REPLY_DEADLINE, writer.write_all(&line)).await?
 }
 
 fn answer(host: &Host, request: Request) -> Reply {

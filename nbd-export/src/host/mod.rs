@@ -5,7 +5,8 @@
 //!
 //! * one generation clock a process, so that no generation is used twice (law H3);
 //! * an export name stands for one frozen image at a time, and a name is reserved before its freeze begins;
-//! * a thawed frozen image is ended before its name is free again (law H6).
+//! * a thawed frozen image is ended before its name is free again (law H6);
+//! * the registry is never locked while a volume or frozen image is asked, which may take for ever.
 
 pub mod control;
 mod open;
@@ -14,6 +15,7 @@ mod report;
 mod source;
 #[cfg(test)]
 mod tests;
+mod under_way;
 
 pub use open::OriginSource;
 pub use registry::{Host, TAG_SUFFIX};

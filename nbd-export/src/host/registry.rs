@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use volmap::frozen::{FrozenError, FrozenImage};
@@ -11,6 +12,7 @@ use volmap::range::ByteRange;
 
 use super::report::{ExportReport, FrozenReport, Listing, State, VolumeReport};
 use super::source::Source;
+use super::under_way::{UnderWay, Work};
 use crate::config::VolumeName;
 use crate::error::{Error, ErrorKind};
 use crate::export::{Export, FrozenExport};
@@ -19,11 +21,17 @@ use crate::server::{Addresses, Audience, Exports, Offer};
 /// What the name of a tag's export ends with.
 pub const TAG_SUFFIX: &str = ".tag";
 
-/// The registry of one agent.
+/// Time for freezes and thaws to come to an end at shutdown: most take well below a second, and systemd kills after 90.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The registry of one agent. Its lock is held for looking things up and never while anything is asked of a volume or a frozen
+/// image: a dead disk must not keep others from theirs.
 #[derive(Default)]
 pub struct Host {
     state: RwLock<HostState>,
     addresses: OnceLock<Addresses>,
+    /// Freezes and thaws.
+    under_way: UnderWay,
 }
 
 #[derive(Default)]
@@ -37,6 +45,7 @@ struct HostState {
     closed: bool,
 }
 
+#[derive(Clone)]
 struct Frozen {
     volume: String,
     image: Arc<dyn FrozenImage>,
@@ -129,16 +138,9 @@ impl Host {
     }
 
     fn freeze_as(&self, name: &str, export: String) -> Result<FrozenReport, Error> {
-        let source = self.reserve(name, &export)?;
+        let (source, _reserved) = self.reserve(name, &export)?;
         // The freeze may take long, and others are served meanwhile: only the name is held.
-        let made = source.freeze();
-        let mut state = self.write();
-        state.reserved.remove(&export);
-        let image = made?;
-        if state.closed {
-            image.thaw();
-            return Err(closing());
-        }
+        let image = source.freeze()?;
         let frozen = Frozen {
             volume: name.to_owned(),
             export: Arc::new(FrozenExport::new(Arc::clone(&image))),
@@ -146,12 +148,25 @@ impl Host {
             since: Instant::now(),
         };
         let report = self.report(&export, &frozen);
+        if let Some(late) = self.publish(&export, frozen) {
+            late.image.thaw();
+            return Err(closing());
+        }
         tracing::info!(export, uuid = %report.uuid, method = report.method, "frozen");
-        state.frozen.insert(export, frozen);
         Ok(report)
     }
 
-    fn reserve(&self, name: &str, export: &str) -> Result<Arc<dyn Source>, Error> {
+    /// Exports a frozen image, or gives it back where the host is closed.
+    fn publish(&self, export: &str, frozen: Frozen) -> Option<Frozen> {
+        let mut state = self.write();
+        if state.closed {
+            return Some(frozen);
+        }
+        state.frozen.insert(export.to_owned(), frozen);
+        None
+    }
+
+    fn reserve(&self, name: &str, export: &str) -> Result<(Arc<dyn Source>, Reservation<'_>), Error> {
         let mut state = self.write();
         if state.closed {
             return Err(closing());
@@ -169,8 +184,17 @@ impl Host {
         if state.is_taken(export) {
             return Err(taken(export));
         }
+        Ok((source, self.hold_name(&mut state, export)))
+    }
+
+    /// Keeps the name of a frozen image that is being made or ended from others.
+    fn hold_name(&self, state: &mut HostState, export: &str) -> Reservation<'_> {
         state.reserved.insert(export.to_owned());
-        Ok(source)
+        Reservation {
+            host: self,
+            export: export.to_owned(),
+            _work: self.under_way.begin(),
+        }
     }
 
     /// Ends a frozen image and removes its export. Connections that have it open get ESHUTDOWN from now on.
@@ -178,7 +202,7 @@ impl Host {
     /// # Errors
     /// [`ErrorKind::UnknownName`].
     pub fn thaw(&self, export: &str) -> Result<(), Error> {
-        let image = {
+        let (image, _reserved) = {
             let mut state = self.write();
             let frozen = state.frozen.remove(export).ok_or_else(|| {
                 Error::new(
@@ -186,45 +210,68 @@ impl Host {
                     format!("there is no frozen image {export}; `nbd-export list` shows those that are"),
                 )
             })?;
-            state.reserved.insert(export.to_owned());
-            frozen.image
+            (frozen.image, self.hold_name(&mut state, export))
         };
         image.thaw();
-        self.write().reserved.remove(export);
         tracing::info!(export, "thawed");
         Ok(())
     }
 
-    /// Ends all frozen images; none can be made afterwards.
+    /// Ends all frozen images; none can be made afterwards. Freezes and thaws that are under way are waited for, because what
+    /// they leave half done (a clone, an immutable flag on a volume) would outlive the process; not for ever, because a dead disk
+    /// must not keep the process.
     pub fn close(&self) {
+        self.close_within(CLOSE_PATIENCE);
+    }
+
+    pub(super) fn close_within(&self, patience: Duration) {
         let frozen = {
             let mut state = self.write();
             state.closed = true;
             std::mem::take(&mut state.frozen)
         };
-        for image in frozen.values() {
-            image.image.thaw();
+        for (export, Frozen { image, .. }) in frozen {
+            let work = self.under_way.begin();
+            // Each on its own: one that hangs must not keep the others frozen.
+            let ending = thread::Builder::new().spawn({
+                let image = Arc::clone(&image);
+                move || {
+                    image.thaw();
+                    drop(work);
+                }
+            });
+            if let Err(error) = ending {
+                tracing::debug!(export, %error, "no thread to thaw on");
+                image.thaw();
+            }
+        }
+        if !self.under_way.wait(patience) {
+            tracing::error!(
+                "a freeze or thaw does not end, and is left behind: look for immutable files (lsattr) and clones"
+            );
         }
     }
 
     /// All that is served.
     pub fn list(&self) -> Listing {
-        let state = self.read();
-        let volumes = state.sources.iter().map(|(name, source)| VolumeReport {
+        let (sources, frozen, tags) = {
+            let state = self.read();
+            (state.sources.clone(), state.frozen.clone(), state.tags.clone())
+        };
+        let volumes = sources.iter().map(|(name, source)| VolumeReport {
             name: name.clone(),
             kind: source.kind(),
             path: source.path(),
             size: source.size().ok(),
             copy_area: source.copy_area(),
             uri: source.live().and_then(|_| self.uri(name, true)),
-            frozen: state
-                .frozen
+            frozen: frozen
                 .iter()
                 .filter(|(_, frozen)| frozen.volume == *name)
                 .map(|(export, frozen)| self.report(export, frozen))
                 .collect(),
         });
-        let tags = state.tags.iter().map(|(export, tag)| ExportReport {
+        let tags = tags.iter().map(|(export, tag)| ExportReport {
             export: export.clone(),
             uri: self.uri(export, true),
             size: tag.info().size,
@@ -258,6 +305,20 @@ impl Host {
             age_seconds: frozen.since.elapsed().as_secs(),
             state: state_of(frozen.image.as_ref()),
         }
+    }
+}
+
+/// The name of a frozen image that is being made or ended; free again when it is dropped.
+struct Reservation<'a> {
+    host: &'a Host,
+    export: String,
+    /// Dropped last: whoever waited for it finds the name free.
+    _work: Work,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.host.write().reserved.remove(&self.export);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use volmap::frozen::FrozenImage;
@@ -14,11 +15,12 @@ use crate::error::{Error, ErrorKind};
 use crate::export::scripted::Scripted;
 use crate::server::{Audience, Exports, UnixSocket};
 
-/// A volume whose freeze waits for a word where it is told to.
+/// A volume whose freeze, or whose answer for its size, waits for a word where it is told to.
 #[derive(Default)]
 struct Volume {
     refuses: AtomicBool,
-    waits_for: std::sync::Mutex<Option<mpsc::Receiver<()>>>,
+    freeze_waits_for: std::sync::Mutex<Option<mpsc::Receiver<()>>>,
+    size_waits_for: std::sync::Mutex<Option<mpsc::Receiver<()>>>,
 }
 
 impl Source for Volume {
@@ -31,11 +33,15 @@ impl Source for Volume {
     }
 
     fn size(&self) -> Result<u64, Error> {
+        let word = self.size_waits_for.lock().unwrap().take();
+        if let Some(word) = word {
+            word.recv().unwrap();
+        }
         Ok(4 << 20)
     }
 
     fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {
-        let word = self.waits_for.lock().unwrap().take();
+        let word = self.freeze_waits_for.lock().unwrap().take();
         if let Some(word) = word {
             word.recv().unwrap();
         }
@@ -45,6 +51,9 @@ impl Source for Volume {
         Ok(Scripted::with_holes())
     }
 }
+
+/// More than a scripted volume takes, however busy the machine is.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const ALL: Audience = Audience { writable: true };
 
@@ -114,10 +123,10 @@ fn a_thawed_image_is_gone_and_its_name_is_free() {
 fn a_name_is_held_while_its_freeze_lasts() {
     let (host, volume) = host();
     let (say, word) = mpsc::channel();
-    *volume.waits_for.lock().unwrap() = Some(word);
+    *volume.freeze_waits_for.lock().unwrap() = Some(word);
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| host.freeze("vm", Some("a")));
-        while volume.waits_for.lock().unwrap().is_some() {
+        while volume.freeze_waits_for.lock().unwrap().is_some() {
             std::thread::yield_now();
         }
         assert_eq!(kind(host.freeze("vm", Some("a"))), ErrorKind::NameTaken);
@@ -140,19 +149,70 @@ fn a_closed_host_has_thawed_all() {
     host.freeze("vm", Some("a")).unwrap();
     let held = host.open("vm@a", ALL).unwrap();
     let (say, word) = mpsc::channel();
-    *volume.waits_for.lock().unwrap() = Some(word);
+    *volume.freeze_waits_for.lock().unwrap() = Some(word);
     std::thread::scope(|scope| {
         let late = scope.spawn(|| host.freeze("vm", Some("b")));
-        while volume.waits_for.lock().unwrap().is_some() {
+        while volume.freeze_waits_for.lock().unwrap().is_some() {
             std::thread::yield_now();
         }
-        host.close();
+        let closing = scope.spawn(|| host.close_within(PATIENCE));
+        while !host.offers(ALL).is_empty() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let waits = !closing.is_finished();
         say.send(()).unwrap();
+        assert!(
+            waits,
+            "a freeze that the end of the process would cut off is waited for"
+        );
         assert_eq!(kind(late.join().unwrap()), ErrorKind::System);
+        closing.join().unwrap();
     });
     assert!(held.cache(volmap::range::ByteRange::new(0, 1).unwrap()).is_err());
     assert!(host.offers(ALL).is_empty());
     assert_eq!(kind(host.freeze("vm", Some("c"))), ErrorKind::System);
+}
+
+#[test]
+fn a_freeze_that_hangs_does_not_keep_the_process() {
+    let (host, volume) = host();
+    let (say, word) = mpsc::channel();
+    *volume.freeze_waits_for.lock().unwrap() = Some(word);
+    std::thread::scope(|scope| {
+        scope.spawn(|| host.freeze("vm", Some("a")));
+        while volume.freeze_waits_for.lock().unwrap().is_some() {
+            std::thread::yield_now();
+        }
+        host.close_within(Duration::from_millis(10));
+        say.send(()).unwrap();
+    });
+}
+
+#[test]
+fn a_volume_that_does_not_answer_holds_up_nobody_else() {
+    let (host, volume) = host();
+    host.freeze("vm", Some("a")).unwrap();
+    let (say, word) = mpsc::channel();
+    *volume.size_waits_for.lock().unwrap() = Some(word);
+    std::thread::scope(|scope| {
+        let listing = scope.spawn(|| host.list());
+        while volume.size_waits_for.lock().unwrap().is_some() {
+            std::thread::yield_now();
+        }
+        let (done, finished) = mpsc::channel();
+        let host = &host;
+        scope.spawn(move || {
+            host.freeze("vm", Some("b")).unwrap();
+            host.open("vm@b", ALL).unwrap();
+            host.thaw("vm@a").unwrap();
+            done.send(()).unwrap();
+        });
+        let others = finished.recv_timeout(PATIENCE);
+        say.send(()).unwrap();
+        listing.join().unwrap();
+        others.expect("a listing that waits for a volume must not hold the registry");
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,8 +15,16 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 pub const HANDSHAKE_BYTES_MAX: usize = 4 << 20;
 
 /// Requests of one connection that are being served. Each takes a thread while it blocks; sixteen keep a disk and two
-/// processors busy, and thirty connections stay within the runtime's 512 threads.
+/// processors busy.
 pub const REQUESTS_MAX: usize = 16;
+
+/// Threads that may block at a time: one for each request that can be served, and some for freezes and thaws. With fewer, clients of
+/// one dead disk would take them all, and nobody could read another volume or thaw this one. They are made when they are needed.
+pub const BLOCKING_THREADS_MAX: usize = CONNECTIONS_MAX * REQUESTS_MAX + 64;
+
+/// Idle time after which a TCP connection is probed, time between two probes, and unanswered probes until it is closed. A proxy
+/// that lost its power says nothing: without this its connections would keep their slots for ever.
+pub const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
 /// Bytes of requests and replies of one connection that are in memory: two of the longest requests, so that one is
 /// read or written to the store while the other is on the wire.

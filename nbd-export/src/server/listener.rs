@@ -3,11 +3,13 @@
 use std::io;
 use std::net::SocketAddr;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::address::Address;
 use super::exports::Audience;
+use super::limits::KEEPALIVE;
 use super::unix_socket::UnixSocket;
 use crate::config::Listener;
 use crate::error::{Error, ErrorKind};
@@ -71,10 +73,22 @@ impl OpenListener {
                 let (stream, peer) = listener.accept().await?;
                 // Replies are written whole; waiting to join them with later ones only adds latency.
                 stream.set_nodelay(true)?;
+                keep_alive(&stream)?;
                 Ok((Box::new(stream), peer.to_string()))
             }
         }
     }
+}
+
+/// Has the kernel find out whether the peer is still there.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let (idle, interval, probes) = KEEPALIVE;
+    let seconds = |time: std::time::Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &seconds(idle))?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &seconds(interval))?;
+    setsockopt(stream, sockopt::TcpKeepCount, &probes)?;
+    Ok(())
 }
 
 async fn bind(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
@@ -86,4 +100,24 @@ async fn bind(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
 /// Clients may run in another directory.
 fn absolute(path: &std::path::Path) -> std::path::PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_is_lost_without_a_word_is_noticed() {
+        let (listener, address) = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let _client = TcpStream::connect(address).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        keep_alive(&stream).unwrap();
+        assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
+        assert_eq!(
+            u64::from(getsockopt(&stream, sockopt::TcpKeepIdle).unwrap()),
+            KEEPALIVE.0.as_secs()
+        );
+    }
 }

@@ -21,5 +21,5 @@ mod unix_socket;
 
 pub use address::Addresses;
 pub use exports::{Audience, Exports, Offer};
-pub use run::Server;
+pub use run::{Server, runtime};
 pub use unix_socket::{BindError, UnixSocket};

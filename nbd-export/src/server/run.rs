@@ -1,7 +1,9 @@
 //! The server: its listeners, its connections, its end.
 
+use std::io;
 use std::sync::Arc;
 
+use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -9,11 +11,24 @@ use tokio::time::{sleep, timeout};
 use super::address::Addresses;
 use super::exports::{Audience, Exports};
 use super::handshake::negotiate;
-use super::limits::{ACCEPT_PAUSE, CONNECTIONS_MAX, HANDSHAKE_DEADLINE, SHUTDOWN_DEADLINE};
+use super::limits::{
+    ACCEPT_PAUSE, BLOCKING_THREADS_MAX, CONNECTIONS_MAX, HANDSHAKE_DEADLINE, SHUTDOWN_DEADLINE,
+};
 use super::listener::{OpenListener, Stream};
 use super::session::transmit;
 use crate::config::Listener;
 use crate::error::Error;
+
+/// A runtime with as many threads as a server's requests can block.
+///
+/// # Errors
+/// The system gives no threads or descriptors.
+pub fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()
+}
 
 /// A server whose listeners are open. It accepts nothing before it runs.
 pub struct Server {

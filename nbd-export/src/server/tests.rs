@@ -115,6 +115,40 @@ impl Export for Slow {
     }
 }
 
+/// Answers nothing until it comes alive.
+#[derive(Clone, Default)]
+struct Dead {
+    alive: Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>,
+}
+
+impl Export for Dead {
+    fn info(&self) -> ExportInfo {
+        Slow::new(Duration::ZERO).info()
+    }
+
+    fn contexts(&self) -> &[Context] {
+        &[]
+    }
+
+    fn read(&self, _: ByteRange, _: ReadShape) -> Result<Vec<Piece>, ExportError> {
+        let alive = self.alive.0.lock().unwrap();
+        let _alive = self.alive.1.wait_while(alive, |alive| !*alive).unwrap();
+        Err(ExportError::Unsupported("too late"))
+    }
+
+    fn block_status(&self, _: ByteRange, _: &[ContextIndex], _: bool) -> Result<BlockStatus, ExportError> {
+        Err(ExportError::Unsupported("no contexts"))
+    }
+
+    fn cache(&self, _: ByteRange) -> Result<(), ExportError> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), ExportError> {
+        Ok(())
+    }
+}
+
 struct Running {
     dir: TempDir,
     stop: Option<oneshot::Sender<()>>,
@@ -355,6 +389,32 @@ async fn requests_in_flight_are_bounded_by_number_and_by_bytes() {
         assert!(seen <= most, "{seen} requests of {length} bytes at a time");
         assert!(seen > 1, "requests are served side by side");
     }
+}
+
+#[test]
+fn a_dead_disk_costs_only_its_own_clients() {
+    // More connections than tokio's own limit of 512 threads has room for.
+    let connections = 512 / REQUESTS_MAX + 1;
+    let dead = Dead::default();
+    let runtime = super::runtime().unwrap();
+    runtime.block_on(async {
+        let healthy = Arc::new(FrozenExport::new(Scripted::with_holes()));
+        let server = Running::start(healthy, Arc::new(dead.clone())).await;
+        let mut stuck = Vec::new();
+        for _ in 0..connections {
+            let mut session = server.session("w", HeaderStyle::Structured, &[]).await;
+            for _ in 0..REQUESTS_MAX {
+                session.submit(&read(0, 1));
+            }
+            session.stream.write_all_buf(&mut session.output).await.unwrap();
+            stuck.push(session);
+        }
+        let mut other = server.session("e", HeaderStyle::Structured, &[]).await;
+        let answer = tokio::time::timeout(Duration::from_secs(20), other.ask(&read(0, 512))).await;
+        *dead.alive.0.lock().unwrap() = true;
+        dead.alive.1.notify_all();
+        assert!(answer.expect("another disk answers").is_ok());
+    });
 }
 
 #[tokio::test]
