@@ -1,11 +1,13 @@
 //! A file or block device that is ours alone, as storage.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
 
 use crate::layers::{Layers, VolumeKind};
 use crate::storage::aligned::{ALIGNMENT, AlignedBuffer, is_aligned};
@@ -46,6 +48,22 @@ pub(crate) struct StorageFile {
     pub(crate) guard: Guard,
     size: u64,
     caching: Caching,
+}
+
+/// The byte whose lock says that one of us writes to a file. It lies behind any data: no other program locks it, and none is hindered
+/// by it. Not `flock`, by which proxies share a LUN.
+const OURS: i64 = i64::MAX - 1;
+
+/// Locks [`OURS`] for as long as the file is open, against other descriptors of this process too.
+fn lock_as_ours(file: &File) -> nix::Result<()> {
+    let byte = libc::flock {
+        l_type: libc::c_short::try_from(libc::F_WRLCK).unwrap_or_default(),
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: OURS,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&byte)).map(drop)
 }
 
 impl StorageFile {
@@ -112,11 +130,9 @@ impl StorageFile {
         // No lease can be kept on a declared disk, and not everywhere on a file: this lock keeps at least our own kind away, in this
         // process and in others. Two origins on one disk would overwrite what the frozen image of the other shows.
         if kind != VolumeKind::BlockDevice {
-            match file.try_lock() {
-                Err(TryLockError::WouldBlock) => {
-                    return Err(in_use(io::ErrorKind::WouldBlock.into()));
-                }
-                Err(TryLockError::Error(error)) => {
+            match lock_as_ours(&file) {
+                Err(errno @ (Errno::EAGAIN | Errno::EACCES)) => return Err(in_use(errno.into())),
+                Err(error) => {
                     tracing::debug!(path = %path.display(), %error, "a file system without locks");
                 }
                 Ok(()) => {}
@@ -231,11 +247,11 @@ impl Backing for StorageFile {
 
     fn punch_at(&self, offset: u64, len: u64) -> io::Result<()> {
         file_system::punch_hole(&self.file, offset, len).map_err(|error| {
-            match error.raw_os_error().map(nix::errno::Errno::from_raw) {
+            match error.raw_os_error().map(Errno::from_raw) {
                 // EINVAL: a device takes whole blocks only.
-                Some(
-                    nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS | nix::errno::Errno::EINVAL,
-                ) => io::Error::new(io::ErrorKind::Unsupported, error),
+                Some(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => {
+                    io::Error::new(io::ErrorKind::Unsupported, error)
+                }
                 _ => error,
             }
         })

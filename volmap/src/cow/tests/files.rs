@@ -207,6 +207,8 @@ fn a_declared_disk_is_one_origin_or_copy_area_only() {
         );
     }
     open("other", "new").unwrap();
+    // A proxy that reads its LUN says so by a shared lock, and is not hindered.
+    File::open(site.origin()).unwrap().try_lock_shared().unwrap();
 }
 
 #[test]
