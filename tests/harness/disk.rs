@@ -38,10 +38,13 @@ impl LoopDisk {
     /// Another loop device on a LUN that is there, attached with more arguments.
     pub fn on(lun: &Path, arguments: &[&str]) -> Self {
         let all = [&["--find", "--show"], arguments, &[lun.to_str().unwrap()]].concat();
-        Self {
+        let disk = Self {
             lun: lun.to_owned(),
             device: run("losetup", &all).trim().into(),
-        }
+        };
+        // A proxy that was killed while it read from this loop device has left it read-only.
+        run("blockdev", &["--setrw", disk.device.to_str().unwrap()]);
+        disk
     }
 }
 

@@ -10,6 +10,7 @@ mod faults;
 mod foreign;
 mod geometry;
 mod interop;
+mod lies_on;
 mod off_host;
 mod restore;
 mod walls;

@@ -154,8 +154,6 @@ fn device_number(sysfs: &Path) -> Option<Holder> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
 
     #[test]
@@ -169,98 +167,5 @@ mod tests {
         assert!(!lies_on(&directory.path().join("new"), &b).unwrap());
         std::os::unix::fs::symlink(&a, directory.path().join("link")).unwrap();
         assert!(lies_on(&directory.path().join("link"), &a).unwrap());
-    }
-
-    /// What was made, undone in reverse when dropped.
-    #[derive(Default)]
-    struct Made(Vec<Vec<String>>);
-
-    impl Drop for Made {
-        fn drop(&mut self) {
-            for undo in self.0.iter().rev() {
-                Command::new(&undo[0]).args(&undo[1..]).status().ok();
-            }
-        }
-    }
-
-    impl Made {
-        /// The output of a command that succeeds here; `None`, said aloud, where it does not.
-        fn run(&mut self, command: &[&str], undo: impl Fn(&str) -> Vec<String>) -> Option<String> {
-            let output = Command::new(command[0]).args(&command[1..]).output().ok()?;
-            if !output.status.success() {
-                eprintln!("skipped: {command:?} does not work here");
-                return None;
-            }
-            let text = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-            self.0.push(undo(&text));
-            Some(text)
-        }
-
-        fn loop_on(&mut self, file: &Path) -> Option<PathBuf> {
-            let file = file.to_str().unwrap();
-            self.run(&["losetup", "--find", "--show", file], |device| {
-                vec!["losetup".into(), "-d".into(), device.into()]
-            })
-            .map(PathBuf::from)
-        }
-
-        fn mounted(&mut self, make: &str, device: &Path, at: &Path) -> Option<()> {
-            let (device, at) = (device.to_str().unwrap(), at.to_str().unwrap());
-            self.run(&[make, "-q", device], |_| vec!["true".into()])?;
-            self.run(&["mount", device, at], |_| vec!["umount".into(), at.into()])
-                .map(drop)
-        }
-    }
-
-    fn sparse(path: &Path, len: u64) {
-        fs::File::create(path).unwrap().set_len(len).unwrap();
-    }
-
-    #[test]
-    fn a_loop_device_is_its_file_and_so_is_every_other_on_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let (lun, other) = (directory.path().join("lun"), directory.path().join("other"));
-        sparse(&lun, 1 << 20);
-        sparse(&other, 1 << 20);
-        let mut made = Made::default();
-        let Some((a, b, c)) = made
-            .loop_on(&lun)
-            .and_then(|a| Some((a, made.loop_on(&lun)?, made.loop_on(&other)?)))
-        else {
-            return;
-        };
-        // A loop device on a loop device.
-        let Some(d) = made.loop_on(&b) else { return };
-        for output in [&lun, &a, &b, &d] {
-            assert!(lies_on(output, &a).unwrap(), "{}", output.display());
-        }
-        assert!(!lies_on(&c, &a).unwrap());
-        assert!(!lies_on(&other, &a).unwrap());
-    }
-
-    #[test]
-    fn file_systems_lie_on_their_devices() {
-        for make in ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"] {
-            let directory = tempfile::tempdir().unwrap();
-            let (lun, other) = (directory.path().join("lun"), directory.path().join("other"));
-            let (at, bound) = (directory.path().join("at"), directory.path().join("bound"));
-            sparse(&lun, 320 << 20);
-            sparse(&other, 1 << 20);
-            fs::create_dir(&at).unwrap();
-            fs::create_dir(&bound).unwrap();
-            let mut made = Made::default();
-            let Some(device) = made.loop_on(&lun) else { return };
-            if made.mounted(make, &device, &at).is_none() {
-                continue;
-            }
-            let bind = ["mount", "--bind", at.to_str().unwrap(), bound.to_str().unwrap()];
-            made.run(&bind, |_| vec!["umount".into(), bound.to_str().unwrap().into()]);
-            fs::write(at.join("old"), "old").unwrap();
-            for output in [at.join("new"), at.join("old"), bound.join("new")] {
-                assert!(lies_on(&output, &device).unwrap(), "{make} {}", output.display());
-                assert!(lies_on(&output, &lun).unwrap(), "{make} {}", output.display());
-                assert!(!lies_on(&output, &other).unwrap());
-            }
-        }
     }
 }
