@@ -79,9 +79,14 @@ impl Host {
     }
 
     /// Asks it to end, and waits.
-    pub fn terminate(mut self) -> ExitStatus {
+    pub fn terminate(self) -> ExitStatus {
+        self.end_by(nix::sys::signal::Signal::SIGTERM)
+    }
+
+    /// Sends it a signal that has to end it, and waits.
+    pub fn end_by(mut self, signal: nix::sys::signal::Signal) -> ExitStatus {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        nix::sys::signal::kill(pid, signal).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -92,7 +97,7 @@ impl Host {
             }
             assert!(
                 Instant::now() < deadline,
-                "nbd-export did not end within 30 s of SIGTERM"
+                "nbd-export did not end within 30 s of {signal}"
             );
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -1,4 +1,5 @@
 //! What both programs promise of their command lines.
 
 mod backup;
+mod endings;
 mod promises;
