@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use proxy_client::report::BackupReport;
+use tests::ambush::{Ambush, Point};
 use tests::cow::backing::{Moment, Operation, Side};
 use tests::cow::client::Client;
 use tests::cow::hold::Hold;
 use tests::cow::log::{Change, Kind};
-use tests::cow::lun::{HookedLuns, ReadMoment};
 use tests::cow::world::{Given, Stage, World};
 use tests::{needs, needs_loop_devices};
 use volmap::limits::COPY_UNIT;
@@ -109,8 +109,8 @@ fn request(writer: &Arc<Client>, kind: Kind) -> JoinHandle<()> {
 fn held_all_the_time(world: &World, writer: &Arc<Client>, kind: Kind, step: Step, id: &str) {
     let frozen = world.freeze(id);
     let writing = Writing::begin(world, writer, kind, step);
-    let luns = HookedLuns::new(|_| {});
-    let (report, image) = world.backup(&frozen.export, Given::All, &luns).unwrap();
+    let ambush = Ambush::never();
+    let (report, image) = world.backup(&frozen.export, Given::All, &ambush).unwrap();
     assert_eq!(report.bytes_moved, 0, "nothing moves while the writer is held");
     assert_direct(&report);
     writing.finish();
@@ -122,11 +122,12 @@ fn held_all_the_time(world: &World, writer: &Arc<Client>, kind: Kind, step: Step
 fn let_go_after_a_read(world: &World, writer: &Arc<Client>, kind: Kind, step: Step, id: &str) {
     let frozen = world.freeze(id);
     let writing = Mutex::new(Some(Writing::begin(world, writer, kind, step)));
-    let luns = HookedLuns::once(ReadMoment::After, move || {
+    let ambush = Ambush::new(Point::AfterRead, 0, move || {
         let writing = writing.lock().unwrap().take();
         writing.unwrap().finish();
     });
-    let (report, image) = world.backup(&frozen.export, Given::All, &luns).unwrap();
+    let (report, image) = world.backup(&frozen.export, Given::All, &ambush).unwrap();
+    assert!(ambush.has_sprung());
     let moves = if step.is_switched() { 0 } else { COPIED };
     assert_eq!(report.bytes_moved, moves);
     assert_direct(&report);
@@ -139,14 +140,14 @@ fn begun_after_the_map(world: &World, writer: &Arc<Client>, kind: Kind, step: St
     let frozen = world.freeze(id);
     let hold = Arc::new(hold_at(world, step));
     let request = Arc::new(Mutex::new(None));
-    let luns = {
+    let ambush = {
         let (writer, hold, request) = (Arc::clone(writer), Arc::clone(&hold), Arc::clone(&request));
-        HookedLuns::once(ReadMoment::Before, move || {
+        Ambush::new(Point::BeforeRead, 0, move || {
             *request.lock().unwrap() = Some(self::request(&writer, kind));
             hold.wait();
         })
     };
-    let done = world.backup(&frozen.export, Given::All, &luns);
+    let done = world.backup(&frozen.export, Given::All, &ambush);
     hold.release();
     request.lock().unwrap().take().unwrap().join().unwrap();
     let (report, image) = done.unwrap();

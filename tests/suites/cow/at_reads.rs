@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tests::cow::lun::{HookedLuns, READ_MOMENTS};
+use tests::ambush::{Ambush, Point};
 use tests::cow::world::{Given, Stage, World};
 use tests::needs_loop_devices;
 
@@ -13,15 +13,16 @@ fn let_writers_in(stage: Stage, given: Given) {
     let world = World::open(stage, SIZE, ALL_UNITS);
     let writer = Arc::new(world.writer());
     for (round, kind) in KINDS.into_iter().enumerate() {
-        for moment in READ_MOMENTS {
+        for point in Point::ALL {
             // The strike before has left zeroes, perhaps: data again, that no strike writes.
             strike(&writer, tests::cow::log::Kind::Write(*b"original"));
-            let frozen = world.freeze(&format!("{round}-{moment:?}"));
+            let frozen = world.freeze(&format!("{round}-{point:?}"));
             let attacker = Arc::clone(&writer);
-            let luns = HookedLuns::once(moment, move || strike(&attacker, kind));
-            let (report, image) = world.backup(&frozen.export, given, &luns).unwrap();
+            let ambush = Ambush::new(point, 0, move || strike(&attacker, kind));
+            let (report, image) = world.backup(&frozen.export, given, &ambush).unwrap();
 
-            let told = format!("{kind:?} {moment:?}: {report:?}");
+            let told = format!("{kind:?} {point:?}: {report:?}");
+            assert!(ambush.has_sprung(), "{told}");
             assert!(world.oracle.content() != frozen.content, "{told}");
             world.assert_restores(&image, &frozen);
             assert!(report.bytes_direct > 0 && report.validations > 0, "{told}");

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use nbd_export::error::ErrorKind as HostErrorKind;
 use proxy_client::error::ErrorKind;
+use tests::ambush::{Ambush, Point};
 use tests::cow::client::Client;
 use tests::cow::log::Kind;
-use tests::cow::lun::{HookedLuns, READ_MOMENTS, ReadMoment};
 use tests::cow::volume::assert_same;
 use tests::cow::world::{Frozen, Given, Stage, VOLUME, World};
 use tests::needs;
@@ -17,8 +17,9 @@ use super::{ALL_UNITS, SIZE, strike};
 const FEW_UNITS: u64 = 9;
 
 /// A backup that has to say that its frozen image is gone, and leave nothing.
-fn assert_gone(world: &World, frozen: &Frozen, luns: &HookedLuns) {
-    let error = world.backup(&frozen.export, Given::All, luns).unwrap_err();
+fn assert_gone(world: &World, frozen: &Frozen, ambush: &Ambush) {
+    let error = world.backup(&frozen.export, Given::All, ambush).unwrap_err();
+    assert!(ambush.has_sprung());
     assert_eq!(error.kind(), ErrorKind::FrozenImageGone, "{error}");
     assert_eq!(error.kind().exit_code(), 5);
     world.assert_no_image(&frozen.export);
@@ -26,8 +27,8 @@ fn assert_gone(world: &World, frozen: &Frozen, luns: &HookedLuns) {
 
 /// A backup without trouble.
 fn assert_backs_up(world: &World, frozen: &Frozen) {
-    let luns = HookedLuns::new(|_| {});
-    let (_, image) = world.backup(&frozen.export, Given::All, &luns).unwrap();
+    let ambush = Ambush::never();
+    let (_, image) = world.backup(&frozen.export, Given::All, &ambush).unwrap();
     world.assert_restores(&image, frozen);
 }
 
@@ -45,13 +46,13 @@ fn a_full_copy_area_costs_the_frozen_image_and_never_the_writer() {
     needs!("zstd");
     let world = World::open(Stage::TwoDisks, SIZE, FEW_UNITS);
     let writer = Arc::new(world.writer());
-    for (round, moment) in READ_MOMENTS.into_iter().enumerate() {
+    for (round, point) in Point::ALL.into_iter().enumerate() {
         let frozen = world.freeze(&format!("full-{round}"));
         let reader = world.reader(&frozen.export, &["base:allocation"]).unwrap();
         let attacker = Arc::clone(&writer);
         let kind = Kind::Write([u8::try_from(round).unwrap() + 1; 8]);
-        let luns = HookedLuns::once(moment, move || strike(&attacker, kind));
-        assert_gone(&world, &frozen, &luns);
+        let ambush = Ambush::new(point, 0, move || strike(&attacker, kind));
+        assert_gone(&world, &frozen, &ambush);
         assert_says_gone(&reader);
         // A new image has the whole copy area, thawed or not.
         if round % 2 == 0 {
@@ -70,12 +71,12 @@ fn a_full_copy_area_costs_the_frozen_image_and_never_the_writer() {
 fn a_thaw_in_the_middle_ends_the_backup() {
     needs!("zstd");
     let world = World::open(Stage::TwoDisks, SIZE, ALL_UNITS);
-    for (round, moment) in READ_MOMENTS.into_iter().enumerate() {
+    for (round, point) in Point::ALL.into_iter().enumerate() {
         let frozen = world.freeze(&format!("thawed-{round}"));
         let reader = world.reader(&frozen.export, &["base:allocation"]).unwrap();
         let (host, export) = (Arc::clone(&world.host), frozen.export.clone());
-        let luns = HookedLuns::once(moment, move || host.thaw(&export).unwrap());
-        assert_gone(&world, &frozen, &luns);
+        let ambush = Ambush::new(point, 0, move || host.thaw(&export).unwrap());
+        assert_gone(&world, &frozen, &ambush);
         assert_says_gone(&reader);
         assert!(
             world.reader(&frozen.export, &[]).is_err(),
@@ -92,12 +93,12 @@ fn another_frozen_image_under_the_same_name_ends_the_backup() {
     let writer = Arc::new(world.writer());
     let frozen = world.freeze("same");
     let (host, export, attacker) = (Arc::clone(&world.host), frozen.export.clone(), writer);
-    let luns = HookedLuns::once(ReadMoment::Before, move || {
+    let ambush = Ambush::new(Point::BeforeRead, 0, move || {
         host.thaw(&export).unwrap();
         strike(&attacker, Kind::Write(*b"another "));
         host.freeze(VOLUME, Some("same")).unwrap();
     });
-    assert_gone(&world, &frozen, &luns);
+    assert_gone(&world, &frozen, &ambush);
     let content = world.oracle.content();
     assert!(content != frozen.content);
     assert_backs_up(&world, &Frozen { content, ..frozen });

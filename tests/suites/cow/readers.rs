@@ -6,11 +6,11 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use tests::ambush::Ambush;
 use tests::cow::backing::{Operation, Side};
 use tests::cow::client::Client;
 use tests::cow::hold::Hold;
 use tests::cow::log::Log;
-use tests::cow::lun::HookedLuns;
 use tests::cow::volume::assert_same;
 use tests::cow::world::{Frozen, Given, Stage, VOLUME, World};
 use tests::cow::writers::{Random, Writers};
@@ -196,8 +196,8 @@ fn a_freeze_among_writes_in_flight_takes_each_of_them_whole_or_not_at_all() {
         assert_same(&content, &oracle, "frozen among writes");
         let frozen = Frozen { export, content };
         if round == 0 {
-            let luns = HookedLuns::new(|_| {});
-            let (_, image) = world.backup(&frozen.export, Given::All, &luns).unwrap();
+            let ambush = Ambush::never();
+            let (_, image) = world.backup(&frozen.export, Given::All, &ambush).unwrap();
             world.assert_restores(&image, &frozen);
         }
         let again = world.reader(&frozen.export, &[]).unwrap().read_all().unwrap();
