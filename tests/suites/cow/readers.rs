@@ -25,6 +25,15 @@ fn clients(world: &World, count: usize) -> Vec<Client> {
     (0..count).map(|_| world.writer()).collect()
 }
 
+/// Stops readers at the end of a scope, also where that comes by a failure.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Random ranges through one connection, until `stop`; and all of it once at least.
 fn read_at_random(world: &World, frozen: &Frozen, seed: u64, stop: &AtomicBool) {
     let client = world.reader(&frozen.export, &[]).unwrap();
@@ -80,9 +89,10 @@ fn readers_race_writers(stage: Stage) {
                     scope.spawn(move || read_at_random(world, frozen, seed, stop))
                 })
                 .collect();
+            let stopped = Stop(&stop);
             read_by_strangers(&world, &frozen);
             writers.await_requests(200);
-            stop.store(true, Ordering::Relaxed);
+            drop(stopped);
             readers.into_iter().for_each(|reader| reader.join().unwrap());
         });
         assert!(
