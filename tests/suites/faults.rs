@@ -92,8 +92,9 @@ fn some_reads_fail() {
     needs!("nbdkit", "zstd");
     let job = Job::new();
     let parameters = ["error-pread=EIO", "error-pread-rate=5%"];
-    let peer = Peer::nbdkit_file(&["--filter=error"], &job.volume, &parameters);
     for _ in 0..5 {
+        // A new one each time: nbdkit 1.32 aborts when a client leaves after an error, with replies under way.
+        let peer = Peer::nbdkit_file(&["--filter=error"], &job.volume, &parameters);
         let output = job.run(&peer.uri_text(""));
         if output.status.success() {
             image::assert_holds(&job.image, &job.volume);
