@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::address::Addresses;
 use super::exports::{Audience, Exports};
-use super::handshake::negotiate;
+use super::handshake::{HandshakeError, negotiate};
 use super::limits::{
     ACCEPT_PAUSE, BLOCKING_THREADS_MAX, CONNECTIONS_MAX, HANDSHAKE_DEADLINE, SHUTDOWN_DEADLINE,
 };
@@ -144,6 +144,11 @@ async fn connection(
     let accepted = match handshake {
         Ok(Ok(Some(accepted))) => accepted,
         Ok(Ok(None)) => return,
+        // A client that only lists says goodbye and is gone before our answer: nothing to tell an operator.
+        Ok(Err(HandshakeError::Io(error))) => {
+            tracing::debug!(peer, %error, "the client left during the handshake");
+            return;
+        }
         Ok(Err(error)) => {
             tracing::info!(peer, %error, "handshake failed");
             return;
