@@ -1,10 +1,12 @@
 //! Shared disks: a backing file stands for the LUN, a loop device for the host's view of it.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
+use volmap::sys::inode_flags;
 
 /// Runs a command that must succeed, and gives back its stdout.
 pub fn run(program: &str, arguments: &[&str]) -> String {
@@ -61,7 +63,7 @@ pub struct Mounted {
     /// What it is on.
     pub disk: LoopDisk,
     // Last: removed when everything in it is unmounted.
-    directory: TempDir,
+    directory: Scratch,
 }
 
 impl Mounted {
@@ -104,9 +106,47 @@ impl Drop for Mounted {
     }
 }
 
+/// A directory on a disk, gone when dropped, with what a killed host left immutable in it.
+pub struct Scratch(TempDir);
+
+impl Scratch {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        make_mutable(self.path());
+    }
+}
+
+/// Takes the immutable flag off every file below `directory`.
+fn make_mutable(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => make_mutable(&entry.path()),
+            Ok(kind) if kind.is_file() => {
+                // O_NONBLOCK: a host that still lives may hold a lease.
+                let opened = OpenOptions::new()
+                    .read(true)
+                    .custom_flags(nix::libc::O_NONBLOCK)
+                    .open(entry.path());
+                if let Ok(file) = opened
+                    && inode_flags::get(&file).is_ok_and(|flags| flags.is_immutable())
+                {
+                    inode_flags::set_immutable(&file, false).ok();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 /// A scratch directory on a disk (a temporary directory in memory may refuse O_DIRECT).
-pub fn scratch() -> TempDir {
+pub fn scratch() -> Scratch {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/scratch");
     std::fs::create_dir_all(&target).unwrap();
-    tempfile::tempdir_in(target).unwrap()
+    Scratch(tempfile::tempdir_in(target).unwrap())
 }

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::time::Duration;
 
-use tempfile::TempDir;
 use tests::cutting_proxy::{Cut, CuttingProxy};
+use tests::disk::Scratch;
 use tests::peer::Peer;
 use tests::rust_nbd::RustNbd;
 use tests::{disk, image, needs, program, volume};
 
 /// A volume, and where its image goes.
 struct Job {
-    _directory: TempDir,
+    _directory: Scratch,
     volume: PathBuf,
     image: PathBuf,
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tempfile::TempDir;
+use tests::disk::Scratch;
 use tests::peer::Peer;
 use tests::rust_nbd::RustNbd;
 use tests::{digest, disk, image, needs, program, volume};
@@ -14,7 +14,7 @@ const MIB: u64 = 1 << 20;
 
 /// A directory with a volume in it.
 struct Source {
-    directory: TempDir,
+    directory: Scratch,
     volume: PathBuf,
 }
 

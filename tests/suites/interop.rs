@@ -4,8 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tempfile::TempDir;
-use tests::disk::{run, scratch};
+use tests::disk::{Scratch, run, scratch};
 use tests::program::Host;
 use tests::{digest, needs};
 
@@ -15,7 +14,7 @@ const MIB: u64 = 1 << 20;
 struct Served {
     host: Host,
     volume: PathBuf,
-    directory: TempDir,
+    directory: Scratch,
 }
 
 impl Served {
@@ -42,7 +41,7 @@ impl Served {
         )
     }
 
-    fn with(directory: TempDir, arguments: &[&str]) -> Self {
+    fn with(directory: Scratch, arguments: &[&str]) -> Self {
         let volume = directory.path().join("volume.img");
         let mut bytes = vec![0; usize::try_from(8 * MIB).unwrap() + 1000];
         for (index, byte) in bytes.iter_mut().enumerate() {

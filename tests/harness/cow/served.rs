@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Command;
 
 use nbd_export::uri::NbdUri;
-use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use volmap::limits::COPY_UNIT;
 
@@ -14,7 +13,7 @@ use super::log::Oracle;
 use super::volume::make_volume;
 use super::writers::Writers;
 use crate::digest;
-use crate::disk::scratch;
+use crate::disk::{Scratch, scratch};
 use crate::program::{Host, backup, nbd_export};
 
 /// `nbd-export serve` with an origin and its copy area, each a file that is declared to be a disk.
@@ -23,7 +22,7 @@ pub struct Served {
     /// What the origin holds, by the logs of [`Served::writers`].
     pub oracle: Oracle,
     runtime: Runtime,
-    directory: TempDir,
+    directory: Scratch,
 }
 
 impl Served {

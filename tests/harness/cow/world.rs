@@ -20,7 +20,6 @@ use proxy_client::nbd::NbdError;
 use proxy_client::progress::Progress;
 use proxy_client::report::BackupReport;
 use proxy_client::transport::direct::LunOpener;
-use tempfile::TempDir;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -35,7 +34,7 @@ use super::client::Client;
 use super::log::Oracle;
 use super::volume::{assert_same, make_volume};
 use crate::digest;
-use crate::disk::{Mounted, scratch};
+use crate::disk::{Mounted, Scratch, scratch};
 
 /// The name of the origin.
 pub const VOLUME: &str = "vol";
@@ -60,7 +59,7 @@ pub enum Given {
 
 enum Place {
     Lun(Mounted),
-    Disks(TempDir),
+    Disks(Scratch),
 }
 
 impl Place {

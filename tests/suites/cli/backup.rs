@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tempfile::TempDir;
+use tests::disk::Scratch;
 use tests::peer::Peer;
 use tests::{disk, image, needs, needs_loop_devices, program, volume};
 
 /// A server with a volume, and where its image goes.
 struct Scene {
-    directory: TempDir,
+    directory: Scratch,
     volume: PathBuf,
     image: PathBuf,
     peer: Peer,

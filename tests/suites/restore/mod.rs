@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use serde_json::Value;
-use tempfile::TempDir;
+use tests::disk::Scratch;
 use tests::{disk, image, program, volume};
 
 const MIB: u64 = 1 << 20;
 
 /// A volume and its image, in a directory.
 struct Backup {
-    directory: TempDir,
+    directory: Scratch,
     volume: PathBuf,
     image: PathBuf,
 }
