@@ -118,10 +118,7 @@ mod tests {
     fn another_opener_is_noticed() {
         let (_, path) = tempfile::NamedTempFile::new().unwrap().into_parts();
         let file = File::options().write(true).open(&path).unwrap();
-        if lease::take_write(&file).is_err() {
-            eprintln!("skipped: no leases here");
-            return;
-        }
+        lease::take_write(&file).expect("temporary files are where leases work");
         lease::release(&file).unwrap();
         assert!(!is_open_elsewhere(&file));
         let _reader = File::open(&path).unwrap();

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::hold::{DeviceHold, Hold};
 use super::pinned::{Frozen, PinnedImage};
-use super::still_file::{self, Immutability, StillFile};
+use super::still_file::{Immutability, StillFile};
 use super::{Attestation, Description, FreezeError, Stability, Strength};
 use crate::generation::GenerationClock;
 use crate::layers::Layers;
@@ -35,16 +35,14 @@ pub(crate) fn freeze_file(
     layers: &Layers,
     clock: &GenerationClock,
 ) -> Result<PinnedImage, FreezeError> {
-    let hold = still_file::hold(file, path, assume_exclusive)?;
-    StillFile {
-        method: METHOD,
-        strength: STRENGTH,
+    StillFile::held(
+        METHOD,
+        STRENGTH,
         path,
-        hold,
-        immutability: Immutability::Found,
-        uuid: Uuid::new_v4(),
-        frozen_at: SystemTime::now(),
-    }
+        file,
+        assume_exclusive,
+        Immutability::Found,
+    )?
     .freeze(layers, clock)
 }
 

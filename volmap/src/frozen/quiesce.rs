@@ -2,12 +2,9 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::time::SystemTime;
-
-use uuid::Uuid;
 
 use super::pinned::PinnedImage;
-use super::still_file::{self, Immutability, StillFile};
+use super::still_file::{Immutability, StillFile};
 use super::{FreezeError, Strength};
 use crate::generation::GenerationClock;
 use crate::layers::Layers;
@@ -29,16 +26,5 @@ pub(crate) fn freeze(
     layers: &Layers,
     clock: &GenerationClock,
 ) -> Result<PinnedImage, FreezeError> {
-    // The lease first: a file that is being written to is not made immutable under its writer.
-    let hold = still_file::hold(file, path, assume_exclusive)?;
-    StillFile {
-        method: METHOD,
-        strength: STRENGTH,
-        path,
-        hold,
-        immutability: Immutability::Set,
-        uuid: Uuid::new_v4(),
-        frozen_at: SystemTime::now(),
-    }
-    .freeze(layers, clock)
+    StillFile::held(METHOD, STRENGTH, path, file, assume_exclusive, Immutability::Set)?.freeze(layers, clock)
 }

@@ -51,7 +51,31 @@ enum PinRefusal {
     Failed(io::Error),
 }
 
-impl StillFile<'_> {
+impl<'a> StillFile<'a> {
+    /// The file at `path`, open read-only, held as it is from now on. The lease first: a file that is being written to is not
+    /// made immutable under its writer.
+    ///
+    /// # Errors
+    /// [`FreezeError::WriterPresent`], [`FreezeError::LeaseNotAllowed`], [`FreezeError::NotWitnessed`].
+    pub(super) fn held(
+        method: &'static str,
+        strength: Strength,
+        path: &'a Path,
+        file: File,
+        assume_exclusive: bool,
+        immutability: Immutability,
+    ) -> Result<Self, FreezeError> {
+        Ok(Self {
+            method,
+            strength,
+            path,
+            hold: hold(file, path, assume_exclusive)?,
+            immutability,
+            uuid: Uuid::new_v4(),
+            frozen_at: SystemTime::now(),
+        })
+    }
+
     /// Pins the file, maps it, and makes the frozen image of it. The hold is ended where that fails.
     pub(super) fn freeze(
         mut self,

@@ -9,12 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-/// One thing that bytes are kept in.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Holder {
-    Device(u64),
-    File { device: u64, inode: u64 },
-}
+use crate::file_id::FileId;
 
 /// Whether the bytes of `output` (which need not exist yet) lie on `lun`, or are it: through its file system, partitions,
 /// device-mapper, md and loop devices, as sysfs and the table of mounts tell them.
@@ -22,16 +17,16 @@ enum Holder {
 /// # Errors
 /// One of the paths cannot be looked at.
 pub fn lies_on(output: &Path, lun: &Path) -> io::Result<bool> {
-    let luns = same_bytes(holder(&fs::metadata(lun)?));
+    let luns = same_bytes(FileId::of(&fs::metadata(lun)?));
     let mut seen = BTreeSet::new();
     let mut next = match fs::metadata(output) {
-        Ok(metadata) => vec![holder(&metadata)],
+        Ok(metadata) => vec![FileId::of(&metadata)],
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let directory = output
                 .parent()
                 .filter(|p| !p.as_os_str().is_empty())
                 .unwrap_or(Path::new("."));
-            let mut holders = vec![Holder::Device(fs::metadata(directory)?.dev())];
+            let mut holders = vec![FileId::Device(fs::metadata(directory)?.dev())];
             holders.extend(mounted_from(directory));
             holders
         }
@@ -49,19 +44,8 @@ pub fn lies_on(output: &Path, lun: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-fn holder(metadata: &fs::Metadata) -> Holder {
-    if metadata.file_type().is_block_device() {
-        Holder::Device(metadata.rdev())
-    } else {
-        Holder::File {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        }
-    }
-}
-
 /// A LUN, and, where it is a loop device, the file whose bytes are its own: another loop device may stand on that.
-fn same_bytes(lun: Holder) -> BTreeSet<Holder> {
+fn same_bytes(lun: FileId) -> BTreeSet<FileId> {
     let mut same = BTreeSet::new();
     let mut next = Some(lun);
     while let Some(at) = next {
@@ -69,16 +53,16 @@ fn same_bytes(lun: Holder) -> BTreeSet<Holder> {
             break;
         }
         next = match at {
-            Holder::Device(device) => backing_file(device).and_then(|path| fs::metadata(path).ok()),
-            Holder::File { .. } => None,
+            FileId::Device(device) => backing_file(device).and_then(|path| fs::metadata(path).ok()),
+            FileId::Inode { .. } => None,
         }
-        .map(|metadata| holder(&metadata));
+        .map(|metadata| FileId::of(&metadata));
     }
     same
 }
 
 /// The device that the file system of `path` was mounted from: the number of a btrfs file is no device's.
-fn mounted_from(path: &Path) -> Option<Holder> {
+fn mounted_from(path: &Path) -> Option<FileId> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_PATH.bits())
@@ -90,7 +74,10 @@ fn mounted_from(path: &Path) -> Option<Holder> {
     let line = table.lines().find(|line| line.split(' ').next() == Some(mount))?;
     let source = line.split_once(" - ")?.1.split(' ').nth(1)?;
     let metadata = fs::metadata(source).ok()?;
-    metadata.file_type().is_block_device().then(|| holder(&metadata))
+    metadata
+        .file_type()
+        .is_block_device()
+        .then(|| FileId::of(&metadata))
 }
 
 fn sysfs_of(device: u64) -> PathBuf {
@@ -105,17 +92,17 @@ fn backing_file(device: u64) -> Option<PathBuf> {
 }
 
 /// What directly holds the bytes of `at`; nothing where the system does not tell (a network file system, say).
-fn below(at: Holder) -> Vec<Holder> {
+fn below(at: FileId) -> Vec<FileId> {
     let device = match at {
-        Holder::File { device, .. } => return vec![Holder::Device(device)],
-        Holder::Device(device) => device,
+        FileId::Inode { device, .. } => return vec![FileId::Device(device)],
+        FileId::Device(device) => device,
     };
     let sysfs = sysfs_of(device);
     let mut found = Vec::new();
     if let Some(backing) = backing_file(device)
         && let Ok(metadata) = fs::metadata(&backing)
     {
-        found.push(holder(&metadata));
+        found.push(FileId::of(&metadata));
         found.extend(mounted_from(&backing));
     }
     if sysfs.join("partition").exists() {
@@ -127,7 +114,7 @@ fn below(at: Holder) -> Vec<Holder> {
     }
     for members in fs::read_dir("/sys/fs/btrfs").into_iter().flatten().flatten() {
         let members = fs::read_dir(members.path().join("devices"));
-        let members: Vec<Holder> = members
+        let members: Vec<FileId> = members
             .into_iter()
             .flatten()
             .flatten()
@@ -143,10 +130,10 @@ fn below(at: Holder) -> Vec<Holder> {
     found
 }
 
-fn device_number(sysfs: &Path) -> Option<Holder> {
+fn device_number(sysfs: &Path) -> Option<FileId> {
     let text = fs::read_to_string(sysfs.join("dev")).ok()?;
     let (major, minor) = text.trim().split_once(':')?;
-    Some(Holder::Device(nix::sys::stat::makedev(
+    Some(FileId::Device(nix::sys::stat::makedev(
         major.parse().ok()?,
         minor.parse().ok()?,
     )))
