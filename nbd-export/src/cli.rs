@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::server::limits::{CONNECTIONS, CONNECTIONS_MAX, HANDSHAKE_DEADLINE};
 
 /// Publishes frozen images of volumes, with the map of where their bytes lie on the shared disk, over NBD.
 #[derive(Debug, Parser)]
@@ -90,6 +93,14 @@ pub struct ServeArgs {
     /// Trust that nobody changes a volume that nothing can watch (the frozen image is then marked unattested).
     #[arg(long)]
     pub assume_exclusive: bool,
+    /// Most connections that are served at a time; one address, or one local process, gets three quarters of them.
+    #[arg(long, value_name = "N", default_value_t = CONNECTIONS,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=CONNECTIONS_MAX as u64))]
+    pub max_connections: usize,
+    /// Time that a client has to come to an export.
+    #[arg(long, value_name = "SECONDS", default_value_t = HANDSHAKE_DEADLINE.as_secs(),
+        value_parser = RangedU64ValueParser::<u64>::new().range(1..=3600))]
+    pub handshake_timeout: u64,
     /// The control socket.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,

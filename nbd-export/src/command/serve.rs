@@ -15,7 +15,8 @@ use crate::server::{BindError, Server, UnixSocket, runtime};
 
 pub(super) fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<(), Error> {
     let config = ServeConfig::try_from(args)?;
-    let runtime = runtime().map_err(|why| Error::caused(ErrorKind::System, "cannot start threads", why))?;
+    let runtime = runtime(&config.limits)
+        .map_err(|why| Error::caused(ErrorKind::System, "cannot start threads", why))?;
     let served = runtime.block_on(serve(&config, out));
     // Threads that hang in a dead disk must not keep the process.
     runtime.shutdown_background();
@@ -26,7 +27,9 @@ async fn serve(config: &ServeConfig, out: &mut dyn Write) -> Result<(), Error> {
     // Before anything is opened: a signal from here on ends in an orderly way.
     let shutdown = shutdown_signal()?;
     let host = Arc::new(Host::open(config)?);
-    let server = Server::bind(&config.listeners, host.clone()).await?;
+    let server = Server::bind(&config.listeners, host.clone())
+        .await?
+        .within(config.limits);
     let control = open_control(&config.control)?;
     host.publish_at(server.addresses().clone());
     for listener in &config.listeners {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use volmap::identity::Identity;
 
@@ -10,6 +11,7 @@ use super::arguments::{VolumeName, copy_area, identities, named, volume};
 use super::endpoint::{control_path, runtime_path, tcp};
 use crate::cli::{FreezeMethod, ServeArgs};
 use crate::error::{Error, ErrorKind};
+use crate::server::limits::Limits;
 
 /// Name of the NBD socket in the runtime directory when no listener is given.
 const SOCKET_NAME: &str = "nbd-export.sock";
@@ -102,6 +104,8 @@ pub struct ServeConfig {
     pub identities: Vec<(PathBuf, Identity)>,
     /// Where to listen, at least one.
     pub listeners: Vec<Listener>,
+    /// What clients can hold of the server.
+    pub limits: Limits,
     /// The control socket.
     pub control: ControlPath,
 }
@@ -130,6 +134,10 @@ impl TryFrom<&ServeArgs> for ServeConfig {
             tags,
             identities: identities(&args.identity)?,
             listeners: listeners(args)?,
+            limits: Limits {
+                connections: args.max_connections,
+                handshake_deadline: Duration::from_secs(args.handshake_timeout),
+            },
             control: ControlPath {
                 path: control_path(args.control.as_deref()),
                 given: args.control.is_some(),

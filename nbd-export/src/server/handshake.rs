@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::admission::Ticket;
 use super::exports::{Audience, Exports};
 use super::limits::HANDSHAKE_BYTES_MAX;
 use crate::export::{Export, ExportInfo};
@@ -42,6 +43,7 @@ pub(super) async fn negotiate<S>(
     stream: &mut S,
     exports: &dyn Exports,
     audience: Audience,
+    ticket: &Ticket,
 ) -> Result<Option<Accepted>, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -58,6 +60,7 @@ where
             &mut output,
             exports,
             audience,
+            ticket,
             looked_up,
         );
         looked_up = now;
@@ -103,11 +106,13 @@ fn step(
     output: &mut BytesMut,
     exports: &dyn Exports,
     audience: Audience,
+    ticket: &Ticket,
     looked_up: LookedUp,
 ) -> (Result<Progress, ProtocolError>, LookedUp) {
     let view = ClientView {
         exports,
         audience,
+        ticket,
         looked_up: RefCell::new(looked_up),
     };
     let progress = handshake.advance(input, output, &view);
@@ -122,6 +127,7 @@ fn step(
 struct ClientView<'a> {
     exports: &'a dyn Exports,
     audience: Audience,
+    ticket: &'a Ticket,
     looked_up: RefCell<LookedUp>,
 }
 
@@ -153,6 +159,13 @@ impl Catalogue for ClientView<'_> {
 
     fn describe(&self, name: &str) -> Result<crate::proto::ExportInfo, Refusal> {
         let info = self.look_up(name)?.info();
+        if !self.ticket.take_seat() {
+            tracing::warn!(
+                export = name,
+                "refused: there are as many connections as --max-connections allows"
+            );
+            return Err(Refusal::Busy);
+        }
         Ok(crate::proto::ExportInfo {
             name: ExportName::new(name).map_err(|_| Refusal::Unknown)?,
             size: info.size,
@@ -197,6 +210,8 @@ mod tests {
     use crate::export::FrozenExport;
     use crate::export::scripted::Scripted;
     use crate::server::Offer;
+    use crate::server::admission::{Admission, Peer};
+    use crate::server::limits::Limits;
 
     /// Another frozen image under the same name, each time somebody asks.
     struct Refrozen;
@@ -213,9 +228,11 @@ mod tests {
 
     #[test]
     fn one_handshake_sees_one_frozen_image_of_a_name() {
+        let (ticket, _stay) = Admission::new(&Limits::default()).enter(Peer::Unnamed);
         let view = ClientView {
             exports: &Refrozen,
             audience: Audience { writable: false },
+            ticket: &ticket,
             looked_up: RefCell::default(),
         };
         let contexts = |name| view.contexts(name, HeaderStyle::Extended).unwrap();

@@ -2,11 +2,42 @@
 
 use std::time::Duration;
 
-/// Connections at a time. A copying client opens four to eight; a few hundred serve dozens of them, and their
-/// threads and descriptors stay below the usual limits of a process.
-pub const CONNECTIONS_MAX: usize = 256;
+/// What an operator may set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Sessions at a time.
+    pub connections: usize,
+    /// Time for a whole handshake.
+    pub handshake_deadline: Duration,
+}
 
-/// Time for a whole handshake. Ten seconds is what qemu-nbd took as its fix of CVE-2024-7409: far more than any
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: CONNECTIONS,
+            handshake_deadline: HANDSHAKE_DEADLINE,
+        }
+    }
+}
+
+/// Sessions at a time, unless said otherwise. A copying client opens four to eight; a few hundred serve dozens of them, and their
+/// threads and descriptors stay below the usual limits of a process.
+pub const CONNECTIONS: usize = 256;
+
+/// Most sessions that can be asked for: threads and descriptors of more are a burden to any machine.
+pub const CONNECTIONS_MAX: usize = 16_384;
+
+/// Handshakes at a time, beside the sessions. Each keeps a descriptor and at most one option, so that all together take 32 MiB; and a
+/// client among them is through with its own long before a flood from its own address has opened as many.
+pub const HANDSHAKES_MAX: usize = 512;
+
+/// Descriptors that a session may take: its socket, and what its reactor needs.
+pub const SESSION_DESCRIPTORS: usize = 6;
+
+/// Descriptors for volumes, listeners and the standard streams.
+pub const OTHER_DESCRIPTORS: usize = 256;
+
+/// Time for a whole handshake, unless said otherwise. Ten seconds is what qemu-nbd took as its fix of CVE-2024-7409: far more than any
 /// honest client on a bad line needs, and a held-open handshake does not keep a slot for longer.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -18,9 +49,8 @@ pub const HANDSHAKE_BYTES_MAX: usize = 4 << 20;
 /// processors busy.
 pub const REQUESTS_MAX: usize = 16;
 
-/// Threads that may block at a time: one for each request that can be served, and some for freezes and thaws. With fewer, clients of
-/// one dead disk would take them all, and nobody could read another volume or thaw this one. They are made when they are needed.
-pub const BLOCKING_THREADS_MAX: usize = CONNECTIONS_MAX * REQUESTS_MAX + 64;
+/// Threads for freezes and thaws, beside those of requests.
+pub const OTHER_THREADS: usize = 64;
 
 /// Idle time after which a TCP connection is probed, time between two probes, and unanswered probes until it is closed. A proxy
 /// that lost its power says nothing: without this its connections would keep their slots for ever.

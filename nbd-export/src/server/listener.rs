@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::address::Address;
+use super::admission::Peer;
 use super::exports::Audience;
 use super::limits::KEEPALIVE;
 use super::unix_socket::UnixSocket;
@@ -30,6 +31,14 @@ enum Socket {
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A connection that was accepted.
+pub(super) struct AcceptedStream {
+    pub(super) stream: Box<dyn Stream>,
+    /// What to call it in the log.
+    pub(super) name: String,
+    pub(super) peer: Peer,
+}
 
 impl OpenListener {
     pub(super) async fn open(listener: &Listener) -> Result<Self, Error> {
@@ -60,21 +69,28 @@ impl OpenListener {
         }
     }
 
-    /// The next connection, and what to call it in the log.
-    pub(super) async fn accept(&self) -> io::Result<(Box<dyn Stream>, String)> {
+    /// The next connection.
+    pub(super) async fn accept(&self) -> io::Result<AcceptedStream> {
         match &self.socket {
             Socket::Unix(socket) => {
                 let stream = socket.accept().await?;
                 let peer = stream.peer_cred().ok().and_then(|cred| cred.pid());
-                let name = peer.map_or_else(|| "unix".to_owned(), |pid| format!("unix, pid {pid}"));
-                Ok((Box::new(stream), name))
+                Ok(AcceptedStream {
+                    stream: Box::new(stream),
+                    name: peer.map_or_else(|| "unix".to_owned(), |pid| format!("unix, pid {pid}")),
+                    peer: peer.map_or(Peer::Unnamed, Peer::Process),
+                })
             }
             Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 // Replies are written whole; waiting to join them with later ones only adds latency.
                 stream.set_nodelay(true)?;
                 keep_alive(&stream)?;
-                Ok((Box::new(stream), peer.to_string()))
+                Ok(AcceptedStream {
+                    stream: Box::new(stream),
+                    name: peer.to_string(),
+                    peer: peer.ip().into(),
+                })
             }
         }
     }

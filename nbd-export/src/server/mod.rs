@@ -8,6 +8,7 @@
 //! * a reply is written whole, by the one writer of its connection, in the order in which replies are ready.
 
 mod address;
+mod admission;
 mod exports;
 mod handshake;
 pub mod limits;

@@ -2,32 +2,59 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::address::Addresses;
+use super::admission::{Admission, Evicted, Ticket};
 use super::exports::{Audience, Exports};
 use super::handshake::{HandshakeError, negotiate};
 use super::limits::{
-    ACCEPT_PAUSE, BLOCKING_THREADS_MAX, CONNECTIONS_MAX, HANDSHAKE_DEADLINE, SHUTDOWN_DEADLINE,
+    ACCEPT_PAUSE, HANDSHAKES_MAX, Limits, OTHER_DESCRIPTORS, OTHER_THREADS, REQUESTS_MAX,
+    SESSION_DESCRIPTORS, SHUTDOWN_DEADLINE,
 };
-use super::listener::{OpenListener, Stream};
+use super::listener::{AcceptedStream, OpenListener};
 use super::session::transmit;
 use crate::config::Listener;
 use crate::error::Error;
 
-/// A runtime with as many threads as a server's requests can block.
+/// A runtime with as many threads as a server's requests can block: with fewer, clients of one dead disk would take them all, and
+/// nobody could read another volume or thaw this one. They are made when they are needed.
 ///
 /// # Errors
 /// The system gives no threads or descriptors.
-pub fn runtime() -> io::Result<Runtime> {
+pub fn runtime(limits: &Limits) -> io::Result<Runtime> {
+    allow_descriptors(limits);
     tokio::runtime::Builder::new_multi_thread()
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .max_blocking_threads(limits.connections * REQUESTS_MAX + OTHER_THREADS)
         .enable_all()
         .build()
+}
+
+/// Raises the soft limit of open descriptors to what the connections may take. With too few a flood would keep us from accepting.
+fn allow_descriptors(limits: &Limits) {
+    let needed = limits.connections * SESSION_DESCRIPTORS + HANDSHAKES_MAX + OTHER_DESCRIPTORS;
+    let needed = needed as u64;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if hard < needed {
+            tracing::warn!(
+                "this process may open {hard} descriptors; all its connections might need {needed}"
+            );
+        }
+        match soft < needed {
+            true => setrlimit(Resource::RLIMIT_NOFILE, needed.min(hard), hard),
+            false => Ok(()),
+        }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
+    }
 }
 
 /// A server whose listeners are open. It accepts nothing before it runs.
@@ -35,6 +62,7 @@ pub struct Server {
     listeners: Vec<OpenListener>,
     addresses: Addresses,
     exports: Arc<dyn Exports>,
+    limits: Limits,
 }
 
 impl Server {
@@ -47,6 +75,7 @@ impl Server {
             listeners: Vec::new(),
             addresses: Addresses::default(),
             exports,
+            limits: Limits::default(),
         };
         for listener in listeners {
             let open = OpenListener::open(listener).await?;
@@ -54,6 +83,12 @@ impl Server {
             server.listeners.push(open);
         }
         Ok(server)
+    }
+
+    /// The same with other limits than the usual ones.
+    #[must_use]
+    pub fn within(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Where the exports are reached.
@@ -65,15 +100,15 @@ impl Server {
     /// connections that are not done within [`SHUTDOWN_DEADLINE`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (close, closing) = watch::channel(false);
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let door = Door {
+            exports: self.exports,
+            admission: Admission::new(&self.limits),
+            handshake_deadline: self.limits.handshake_deadline,
+            closing,
+        };
         let mut accepting = JoinSet::new();
         for listener in self.listeners {
-            accepting.spawn(accept(
-                listener,
-                Arc::clone(&self.exports),
-                Arc::clone(&slots),
-                closing.clone(),
-            ));
+            accepting.spawn(accept(listener, door.clone()));
         }
         shutdown.await;
         // The receivers are the connections: there may be none.
@@ -86,40 +121,42 @@ impl Server {
     }
 }
 
-/// Accepts on one listener until the server closes, then waits for its connections.
-async fn accept(
-    listener: OpenListener,
+/// What every connection is let in by.
+#[derive(Clone)]
+struct Door {
     exports: Arc<dyn Exports>,
-    slots: Arc<Semaphore>,
+    admission: Arc<Admission>,
+    handshake_deadline: Duration,
     closing: watch::Receiver<bool>,
-) {
+}
+
+/// Accepts on one listener until the server closes, then waits for its connections.
+async fn accept(listener: OpenListener, door: Door) {
     let mut connections = JoinSet::new();
-    let mut closed = closing.clone();
+    let mut closed = door.closing.clone();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = closed.wait_for(|closed| *closed) => break,
             Some(_) = connections.join_next() => continue,
         };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
+        match accepted {
+            Ok(accepted) => {
+                let (ticket, evicted) = door.admission.enter(accepted.peer);
+                let door = door.clone();
+                connections.spawn(connection(accepted, door, listener.audience, ticket, evicted));
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
+                if matches!(
+                    error.raw_os_error().map(Errno::from_raw),
+                    Some(Errno::EMFILE | Errno::ENFILE)
+                ) {
+                    door.admission.make_room();
+                }
                 sleep(ACCEPT_PAUSE).await;
-                continue;
             }
-        };
-        // At once rather than in a queue: a client that is refused can say so, one that waits cannot.
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            tracing::warn!(peer, "refused: there are {CONNECTIONS_MAX} connections");
-            continue;
-        };
-        let exports = Arc::clone(&exports);
-        let (audience, closing) = (listener.audience, closing.clone());
-        connections.spawn(async move {
-            connection(stream, &peer, exports, audience, closing).await;
-            drop(slot);
-        });
+        }
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
@@ -127,20 +164,31 @@ async fn accept(
 
 /// One connection, from its greeting to its end. Whatever happens stays in here.
 async fn connection(
-    mut stream: Box<dyn Stream>,
-    peer: &str,
-    exports: Arc<dyn Exports>,
+    accepted: AcceptedStream,
+    door: Door,
     audience: Audience,
-    mut closing: watch::Receiver<bool>,
+    ticket: Ticket,
+    evicted: Evicted,
 ) {
+    let AcceptedStream {
+        mut stream,
+        name: peer,
+        ..
+    } = accepted;
+    let mut closing = door.closing;
     let handshake = timeout(
-        HANDSHAKE_DEADLINE,
-        negotiate(&mut stream, exports.as_ref(), audience),
+        door.handshake_deadline,
+        negotiate(&mut stream, door.exports.as_ref(), audience, &ticket),
     );
     let handshake = tokio::select! {
         handshake = handshake => handshake,
         _ = closing.wait_for(|closing| *closing) => return,
+        _ = evicted => {
+            tracing::debug!(peer, "its handshake makes room for newer ones");
+            return;
+        }
     };
+    ticket.leave_handshake();
     let accepted = match handshake {
         Ok(Ok(Some(accepted))) => accepted,
         Ok(Ok(None)) => return,

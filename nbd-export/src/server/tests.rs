@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use volmap::frozen::FrozenImage;
 use volmap::range::ByteRange;
 
-use super::limits::{BYTES_MAX, REQUESTS_MAX};
+use super::limits::{BYTES_MAX, HANDSHAKES_MAX, Limits, REQUESTS_MAX};
 use super::{Audience, Exports, Offer, Server};
 use crate::config::Listener;
 use crate::export::{
@@ -157,13 +157,18 @@ struct Running {
 
 impl Running {
     async fn start(everybody: Arc<dyn Export>, writers: Arc<dyn Export>) -> Self {
+        Self::start_within(Limits::default(), everybody, writers).await
+    }
+
+    async fn start_within(limits: Limits, everybody: Arc<dyn Export>, writers: Arc<dyn Export>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listeners = [Listener::Unix {
             path: dir.path().join("s"),
         }];
         let server = Server::bind(&listeners, Arc::new(Two { everybody, writers }))
             .await
-            .unwrap();
+            .unwrap()
+            .within(limits);
         let (stop, stopped) = oneshot::channel::<()>();
         let done = tokio::spawn(server.run(async move {
             let _ = stopped.await;
@@ -396,7 +401,7 @@ fn a_dead_disk_costs_only_its_own_clients() {
     // More connections than tokio's own limit of 512 threads has room for.
     let connections = 512 / REQUESTS_MAX + 1;
     let dead = Dead::default();
-    let runtime = super::runtime().unwrap();
+    let runtime = super::runtime(&Limits::default()).unwrap();
     runtime.block_on(async {
         let healthy = Arc::new(FrozenExport::new(Scripted::with_holes()));
         let server = Running::start(healthy, Arc::new(dead.clone())).await;
@@ -508,4 +513,86 @@ async fn writable_exports_say_so() {
     assert!(!flags(&live).contains(TransmissionFlags::READ_ONLY));
     let missing = Session::open(server.connect().await, "x", HeaderStyle::Extended, &[]).await;
     assert!(missing.is_err());
+}
+
+#[tokio::test]
+async fn a_flood_of_half_open_handshakes_locks_nobody_out() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    let mut before = server.session("e", HeaderStyle::Structured, &[]).await;
+    let mut crowd = Vec::new();
+    for _ in 0..2 * HANDSHAKES_MAX {
+        crowd.push(server.connect().await);
+        // One of the same process comes through in the midst of it.
+        if crowd.len() % 100 == 0 {
+            let mut session = server.session("e", HeaderStyle::Structured, &[]).await;
+            assert!(session.ask(&read(0, 1)).await.is_ok());
+        }
+    }
+    assert!(before.ask(&read(0, 1)).await.is_ok(), "sessions are not touched");
+    // The oldest was let go: after its greeting comes the end.
+    let mut greeting = Vec::new();
+    let oldest = tokio::time::timeout(Duration::from_secs(5), crowd[0].read_to_end(&mut greeting));
+    assert!(oldest.await.expect("its end").is_ok());
+}
+
+#[tokio::test]
+async fn handshakes_end_at_their_deadline() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let limits = Limits {
+        handshake_deadline: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let server = Running::start_within(limits, export, Slow::new(Duration::ZERO)).await;
+    let mut stream = server.connect().await;
+    let mut option = 3_u32.to_be_bytes().to_vec();
+    option.extend_from_slice(b"IHAVEOPT");
+    option.extend_from_slice(&OptionCode::GO.0.to_be_bytes());
+    option.extend_from_slice(&60_000_u32.to_be_bytes());
+    stream.write_all(&option).await.unwrap();
+    let slow = async {
+        // Never silent for long, and never done.
+        while stream.write_all(&[0]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(90)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), slow)
+        .await
+        .expect("the server ends it");
+    let mut session = server.session("e", HeaderStyle::Structured, &[]).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(
+        session.ask(&read(0, 1)).await.is_ok(),
+        "a session has no deadline"
+    );
+}
+
+#[tokio::test]
+async fn a_client_without_a_seat_is_told_to_come_later() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let limits = Limits {
+        connections: 2,
+        ..Limits::default()
+    };
+    let server = Running::start_within(limits, export, Slow::new(Duration::ZERO)).await;
+    let mut first = server.session("e", HeaderStyle::Structured, &[]).await;
+    let second = server.session("e", HeaderStyle::Structured, &[]).await;
+    let third = Session::open(server.connect().await, "e", HeaderStyle::Structured, &[]).await;
+    let Err(Some(refused)) = third else {
+        panic!("a refusal in words")
+    };
+    assert!(refused.to_string().contains("try again later"), "{refused}");
+    drop(second);
+    assert!(first.ask(&read(0, 1)).await.is_ok());
+    let again = async {
+        while Session::open(server.connect().await, "e", HeaderStyle::Structured, &[])
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), again)
+        .await
+        .expect("a seat that was given up is free");
 }

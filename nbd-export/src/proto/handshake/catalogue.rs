@@ -16,6 +16,9 @@ pub enum Refusal {
     /// This client may not have it.
     #[error("the policy of this server forbids it")]
     Policy,
+    /// The server serves as many clients as it can.
+    #[error("this server, or your share of it, has as many connections as it takes: try again later")]
+    Busy,
     /// The server, or the export, is going away.
     #[error("the server is shutting down")]
     Shutdown,
@@ -26,7 +29,7 @@ impl Refusal {
     pub(super) fn reply(self) -> OptionReplyCode {
         match self {
             Self::Unknown => OptionReplyCode::ERR_UNKNOWN,
-            Self::Policy => OptionReplyCode::ERR_POLICY,
+            Self::Policy | Self::Busy => OptionReplyCode::ERR_POLICY,
             Self::Shutdown => OptionReplyCode::ERR_SHUTDOWN,
         }
     }
