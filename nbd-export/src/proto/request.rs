@@ -241,18 +241,26 @@ impl Command {
     /// # Panics
     /// As [`RequestHeader::encode`].
     pub fn encode(&self, style: HeaderStyle, cookie: Cookie, out: &mut BytesMut) {
+        self.encode_head(style, cookie, out);
+        if let Self::Write { data, .. } = self {
+            out.put_slice(data);
+        }
+    }
+
+    /// Appends all but the data of a WRITE, which follow: they need not be copied to be sent.
+    ///
+    /// # Panics
+    /// As [`RequestHeader::encode`].
+    pub fn encode_head(&self, style: HeaderStyle, cookie: Cookie, out: &mut BytesMut) {
         self.header(style, cookie).encode(style, out);
-        match self {
-            Self::Write { data, .. } => out.put_slice(data),
-            Self::BlockStatus {
-                length,
-                filter: Some(ids),
-                ..
-            } => {
-                out.put_u64(*length);
-                ids.iter().for_each(|id| out.put_u32(id.0));
-            }
-            _ => {}
+        if let Self::BlockStatus {
+            length,
+            filter: Some(ids),
+            ..
+        } = self
+        {
+            out.put_u64(*length);
+            ids.iter().for_each(|id| out.put_u32(id.0));
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use volmap::range::ByteRange;
 
+use super::buffers::BufferPool;
 use super::dial::{Dialled, dial};
 use super::driver::{Driver, Submission};
 use super::error::NbdError;
@@ -31,25 +32,42 @@ impl Connection {
     /// # Errors
     /// [`NbdError`].
     pub async fn connect(uri: &NbdUri, contexts: Vec<ContextName>) -> Result<Self, NbdError> {
-        let dialled = dial(
-            uri,
-            Goal::Transmission {
-                export: uri.export.clone(),
-                contexts,
-            },
-        )
-        .await?;
-        Self::start(dialled, Deadlines::default())
+        Self::connect_with(uri, contexts, Deadlines::default(), BufferPool::default()).await
+    }
+
+    /// The same, with these deadlines and buffers.
+    pub(super) async fn connect_with(
+        uri: &NbdUri,
+        contexts: Vec<ContextName>,
+        deadlines: Deadlines,
+        buffers: BufferPool,
+    ) -> Result<Self, NbdError> {
+        let goal = Goal::Transmission {
+            export: uri.export.clone(),
+            contexts,
+        };
+        let dialled = dial(uri, goal, deadlines.handshake).await?;
+        Self::start(dialled, deadlines, buffers)
     }
 
     /// Begins transmission on a socket that has got there.
-    pub(super) fn start(dialled: Dialled, deadlines: Deadlines) -> Result<Self, NbdError> {
+    pub(super) fn start(
+        dialled: Dialled,
+        deadlines: Deadlines,
+        buffers: BufferPool,
+    ) -> Result<Self, NbdError> {
         let Outcome::Transmission(session) = dialled.outcome else {
             return Err(NbdError::Closed);
         };
         let (requests, submissions) = mpsc::channel(REQUESTS_IN_FLIGHT);
         let ending = Arc::new(OnceLock::new());
-        let driver = Driver::new(dialled.stream, dialled.input, (*session).clone(), deadlines);
+        let driver = Driver::new(
+            dialled.stream,
+            dialled.input,
+            (*session).clone(),
+            deadlines,
+            buffers,
+        );
         Ok(Self {
             session: Arc::new(*session),
             requests,

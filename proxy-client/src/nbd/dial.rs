@@ -1,5 +1,7 @@
 //! From a URI to a session: sockets and handshakes.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use nbd_export::proto::constants::OptionCode;
 use nbd_export::proto::handshake::{ClientHandshake, ClientProgress, Goal, Outcome};
@@ -11,7 +13,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::error::NbdError;
-use super::limits::{HANDSHAKE_DEADLINE, INPUT_CHUNK};
+use super::limits::Deadlines;
+
+/// Bytes that are read from the socket at once: a server says little before transmission.
+const INPUT: usize = 4096;
 
 /// A socket of either kind.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -26,8 +31,8 @@ pub(super) struct Dialled {
 }
 
 /// Connects and shakes hands towards `goal`.
-pub(super) async fn dial(uri: &NbdUri, goal: Goal) -> Result<Dialled, NbdError> {
-    timeout(HANDSHAKE_DEADLINE, async {
+pub(super) async fn dial(uri: &NbdUri, goal: Goal, deadline: Duration) -> Result<Dialled, NbdError> {
+    timeout(deadline, async {
         let stream: Box<dyn Stream> = match &uri.address {
             NbdAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),
             NbdAddress::Tcp { host, port } => {
@@ -60,7 +65,7 @@ async fn shake_hands(mut stream: Box<dyn Stream>, goal: Goal) -> Result<Dialled,
             }
             ClientProgress::NeedInput => sent?,
         }
-        input.reserve(INPUT_CHUNK.min(4096));
+        input.reserve(INPUT);
         if stream.read_buf(&mut input).await? == 0 {
             // EXPORT_NAME has no other way to be refused.
             let refused = handshake.open_option() == Some(OptionCode::EXPORT_NAME);
@@ -83,7 +88,10 @@ pub async fn list_contexts(uri: &NbdUri, queries: Vec<ContextName>) -> Result<Ve
         export: uri.export.clone(),
         queries,
     };
-    match dial(uri, goal).await.map(|dialled| dialled.outcome) {
+    match dial(uri, goal, Deadlines::default().handshake)
+        .await
+        .map(|dialled| dialled.outcome)
+    {
         Ok(Outcome::Contexts(names)) => Ok(names),
         Ok(_) => Err(NbdError::Closed),
         Err(error) if error.knows_no_contexts() => Ok(Vec::new()),
@@ -96,7 +104,10 @@ pub async fn list_contexts(uri: &NbdUri, queries: Vec<ContextName>) -> Result<Ve
 /// # Errors
 /// [`NbdError`]; the server does not tell, for one.
 pub async fn list_exports(uri: &NbdUri) -> Result<Vec<ListedExport>, NbdError> {
-    match dial(uri, Goal::ListExports).await?.outcome {
+    match dial(uri, Goal::ListExports, Deadlines::default().handshake)
+        .await?
+        .outcome
+    {
         Outcome::Exports(exports) => Ok(exports),
         _ => Err(NbdError::Closed),
     }

@@ -2,24 +2,37 @@
 
 use std::time::Duration;
 
-/// From the first byte to transmission: a server that cannot say hello in this time is not there.
-pub(super) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(20);
-
-/// How long a session in transmission waits.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Deadlines {
+/// How long a session waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Deadlines {
+    /// From the first byte to transmission.
+    pub handshake: Duration,
     /// For a reply; when it passes the session is over, because the server has stalled.
-    pub(super) request: Duration,
+    pub request: Duration,
     /// For a server to take our goodbye.
-    pub(super) goodbye: Duration,
+    pub goodbye: Duration,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
         Self {
+            // A server that cannot say hello in this time is not there.
+            handshake: Duration::from_secs(20),
             // Longer than a lease break (45 s) or a path failover may hold a host's disk up.
             request: Duration::from_secs(90),
             goodbye: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Deadlines {
+    /// Deadlines with this one for a reply. A server that has less time for a reply has no more for a handshake.
+    pub fn with_request(request: Duration) -> Self {
+        let usual = Self::default();
+        Self {
+            handshake: usual.handshake.min(request),
+            request,
+            ..usual
         }
     }
 }
@@ -30,5 +43,18 @@ pub(super) const REQUESTS_IN_FLIGHT: usize = 64;
 /// Bytes of reads and writes in flight on one connection; one request more may begin below it, whatever its size.
 pub(super) const BYTES_IN_FLIGHT: usize = 64 << 20;
 
-/// Bytes that are read from the socket at once.
-pub(super) const INPUT_CHUNK: usize = 256 << 10;
+/// Bytes that are read from the socket at once where small replies are awaited, so that one call takes many.
+pub(super) const INPUT_CHUNK: usize = 64 << 10;
+
+/// Bytes that are read at once behind a large payload: room for a header, and little that would be copied from here to the
+/// next payload.
+pub(super) const HEADER_CHUNK: usize = 2 << 10;
+
+/// From here on a payload is received into memory of its own.
+pub(super) const LARGE_PAYLOAD: usize = 16 << 10;
+
+/// Longest buffer that is kept for the next payload: longer than any usual request, far below the largest.
+pub(super) const KEPT_BUFFER_MAX: usize = 4 << 20;
+
+/// Bytes of buffers that are kept while nobody uses them.
+pub(super) const KEPT_BYTES: usize = 32 << 20;

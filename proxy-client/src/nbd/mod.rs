@@ -4,14 +4,17 @@
 //! socket, keeps many requests in flight and knows each by its cookie; `error` says whose fault a failure was. A reply
 //! reaches the caller whole and checked, or not at all; what ended a session is told to everybody who comes later.
 
+mod buffers;
 mod connection;
 mod dial;
 mod driver;
 mod error;
 mod limits;
+mod outbox;
 #[cfg(test)]
 mod tests;
 
 pub use connection::Connection;
 pub use dial::{list_contexts, list_exports};
 pub use error::NbdError;
+pub use limits::Deadlines;

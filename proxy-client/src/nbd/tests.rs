@@ -14,6 +14,7 @@ use nbd_export::proto::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use volmap::range::ByteRange;
 
+use super::buffers::BufferPool;
 use super::connection::Connection;
 use super::dial::Dialled;
 use super::error::NbdError;
@@ -94,7 +95,9 @@ fn session(pipe: usize, request: Duration) -> (Connection, Script) {
         Deadlines {
             request,
             goodbye: Duration::from_secs(1),
+            ..Deadlines::default()
         },
+        BufferPool::default(),
     );
     let script = Script {
         stream: theirs,

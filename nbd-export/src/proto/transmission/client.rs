@@ -99,6 +99,18 @@ impl ClientTransmission {
     /// # Errors
     /// The server would have to refuse it. Nothing was sent.
     pub fn submit(&mut self, command: &Command, output: &mut BytesMut) -> Result<Cookie, RuleBroken> {
+        let cookie = self.submit_head(command, output)?;
+        if let Command::Write { data, .. } = command {
+            output.extend_from_slice(data);
+        }
+        Ok(cookie)
+    }
+
+    /// Appends a request to `output`, but not the data of a WRITE: the caller sends them next.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_head(&mut self, command: &Command, output: &mut BytesMut) -> Result<Cookie, RuleBroken> {
         let cookie = Cookie(self.last_cookie + 1);
         let header = command.header(self.session.style, cookie);
         check_header(&header, &self.session)?;
@@ -125,7 +137,7 @@ impl ClientTransmission {
             _ => Content::Nothing,
         };
         self.last_cookie += 1;
-        command.encode(self.session.style, cookie, output);
+        command.encode_head(self.session.style, cookie, output);
         self.pending.insert(
             cookie,
             Pending {
@@ -151,7 +163,7 @@ impl ClientTransmission {
     }
 
     /// Takes messages from the start of `input` until a request is finished; `None` when more bytes are needed.
-    /// `input` is made larger only for replies that are held to be good so far, never by more than was asked for.
+    /// What [`Self::payload_due`] announces then may be received into `input` or elsewhere.
     ///
     /// # Errors
     /// The server broke a rule, or the two have lost step: the session is over, and so is all that is in flight.
@@ -169,18 +181,44 @@ impl ClientTransmission {
                 }
             };
             if input.len() < payload_len {
-                input.reserve(payload_len - input.len());
                 self.receiving = Some((header, payload_len));
                 return Ok(None);
             }
             let payload = input.split_to(payload_len).freeze();
-            let finished = match header {
-                ReplyHeader::Simple { error, cookie } => Some(self.take_simple(cookie, error, payload)?),
-                ReplyHeader::Chunk(header) => self.take_chunk(&header, payload)?,
-            };
+            let finished = self.take_message(header, payload)?;
             if finished.is_some() {
                 return Ok(finished);
             }
+        }
+    }
+
+    /// Bytes of the payload that must come next: a header announced them, and was held to be good, so they are no more than
+    /// was asked for. `None` where a header is next.
+    pub fn payload_due(&self) -> Option<usize> {
+        self.receiving.map(|(_, length)| length)
+    }
+
+    /// Takes the whole payload that is due, for a caller that has received it into memory of its own.
+    ///
+    /// # Errors
+    /// As [`Self::advance`].
+    ///
+    /// # Panics
+    /// No payload is due, or one of another length.
+    pub fn take_payload(&mut self, payload: Bytes) -> Result<Option<Finished>, ProtocolError> {
+        let (header, length) = self.receiving.take().expect("a payload is due");
+        assert_eq!(payload.len(), length, "the whole payload is given");
+        self.take_message(header, payload)
+    }
+
+    fn take_message(
+        &mut self,
+        header: ReplyHeader,
+        payload: Bytes,
+    ) -> Result<Option<Finished>, ProtocolError> {
+        match header {
+            ReplyHeader::Simple { error, cookie } => self.take_simple(cookie, error, payload).map(Some),
+            ReplyHeader::Chunk(header) => self.take_chunk(&header, payload),
         }
     }
 
