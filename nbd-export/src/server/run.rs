@@ -96,7 +96,7 @@ impl Server {
         &self.addresses
     }
 
-    /// Serves until `shutdown` is ready; then accepts nothing more, finishes the requests in flight, and ends the
+    /// Serves until `shutdown` is ready, or the one client of standard input and output has gone; then accepts nothing more, finishes the requests in flight, and ends the
     /// connections that are not done within [`SHUTDOWN_DEADLINE`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (close, closing) = watch::channel(false);
@@ -110,7 +110,11 @@ impl Server {
         for listener in self.listeners {
             accepting.spawn(accept(listener, door.clone()));
         }
-        shutdown.await;
+        tokio::select! {
+            () = shutdown => {}
+            // The only client there could be has gone.
+            () = async { while accepting.join_next().await.is_some() {} } => return,
+        }
         // The receivers are the connections: there may be none.
         let _ = close.send(true);
         let drained = async { while accepting.join_next().await.is_some() {} };
@@ -131,7 +135,7 @@ struct Door {
 }
 
 /// Accepts on one listener until the server closes, then waits for its connections.
-async fn accept(listener: OpenListener, door: Door) {
+async fn accept(mut listener: OpenListener, door: Door) {
     let mut connections = JoinSet::new();
     let mut closed = door.closing.clone();
     loop {
@@ -141,7 +145,8 @@ async fn accept(listener: OpenListener, door: Door) {
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
-            Ok(accepted) => {
+            Ok(None) => break,
+            Ok(Some(accepted)) => {
                 let (ticket, evicted) = door.admission.enter(accepted.peer);
                 let door = door.clone();
                 connections.spawn(connection(accepted, door, listener.audience, ticket, evicted));

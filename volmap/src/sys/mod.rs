@@ -16,6 +16,7 @@ pub mod device_mapper;
 mod device_number;
 pub mod fiemap;
 pub mod file_system;
+pub mod inherited;
 pub mod inode_flags;
 mod ioctl;
 pub mod lease;
