@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::os::unix::net;
 
 use nix::sys::socket::{SockType, getsockopt, setsockopt, sockopt};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -13,6 +12,7 @@ use super::address::Address;
 use super::admission::Peer;
 use super::exports::Audience;
 use super::limits::KEEPALIVE;
+use super::stream::Stream;
 use super::unix_socket::UnixSocket;
 use crate::config::{Listener, PassedAddress, PassedSocket, Stdio};
 use crate::error::{Error, ErrorKind};
@@ -32,11 +32,6 @@ enum Socket {
     /// One connection that is there already, until it was accepted.
     Single(Option<Box<dyn Stream>>),
 }
-
-/// A connection's stream.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// A connection that was accepted.
 pub(super) struct AcceptedStream {

@@ -21,5 +21,6 @@ pub mod inode_flags;
 mod ioctl;
 pub mod lease;
 pub mod loop_device;
+pub mod page_cache;
 
 pub use device_number::DeviceNumber;
