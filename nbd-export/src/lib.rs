@@ -5,6 +5,8 @@ pub mod command;
 pub mod config;
 pub mod error;
 pub mod export;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod proto;
 pub mod server;

@@ -9,6 +9,8 @@ pub mod cli;
 pub mod config;
 pub mod error;
 mod file_id;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image;
 mod image_source;
 pub mod interrupt;

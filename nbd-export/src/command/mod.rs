@@ -4,9 +4,7 @@ mod freeze;
 mod list;
 mod map;
 mod probe;
-mod readiness;
 mod serve;
-mod signals;
 mod thaw;
 
 use std::io::Write;

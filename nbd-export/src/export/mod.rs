@@ -14,7 +14,6 @@ pub mod limits;
 mod live;
 mod model;
 mod origin;
-mod pieces;
 mod reach;
 #[cfg(test)]
 pub(crate) mod scripted;
@@ -25,8 +24,7 @@ pub(crate) use description::words;
 pub use frozen::FrozenExport;
 pub use model::{
     BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus, Export, ExportError, ExportInfo,
-    ReadShape,
+    Piece, ReadShape,
 };
 pub use origin::OriginExport;
-pub use pieces::{Buffer, Piece, Pieces};
 pub use tag::TagExport;

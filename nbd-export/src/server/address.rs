@@ -12,8 +12,6 @@ use crate::uri::{NbdAddress, NbdUri};
 pub(super) enum Address {
     Unix(PathBuf),
     Tcp(SocketAddr),
-    /// Nobody can be told: an abstract socket, or a connection that is there already.
-    Nowhere,
 }
 
 /// The open listeners of a server, in the order of the command line.
@@ -29,20 +27,17 @@ impl Addresses {
 
     /// The NBD URI of an export at the first listener that offers it.
     pub fn uri(&self, export: &str, writable: bool) -> Option<String> {
-        let offering = self
+        let (address, _) = self
             .listeners
             .iter()
-            .filter(|(_, audience)| audience.may_have(writable));
-        let address = offering
-            .filter_map(|(address, _)| match address {
-                Address::Unix(path) => Some(NbdAddress::Unix(path.clone())),
-                Address::Tcp(address) => Some(NbdAddress::Tcp {
-                    host: address.ip().to_string(),
-                    port: address.port(),
-                }),
-                Address::Nowhere => None,
-            })
-            .next()?;
+            .find(|(_, audience)| audience.may_have(writable))?;
+        let address = match address {
+            Address::Unix(path) => NbdAddress::Unix(path.clone()),
+            Address::Tcp(address) => NbdAddress::Tcp {
+                host: address.ip().to_string(),
+                port: address.port(),
+            },
+        };
         let export = ExportName::new(export).ok()?;
         Some(NbdUri { address, export }.to_string())
     }
@@ -51,7 +46,7 @@ impl Addresses {
     pub fn tcp(&self) -> impl Iterator<Item = SocketAddr> {
         self.listeners.iter().filter_map(|(address, _)| match address {
             Address::Tcp(address) => Some(*address),
-            Address::Unix(_) | Address::Nowhere => None,
+            Address::Unix(_) => None,
         })
     }
 }
@@ -63,7 +58,6 @@ mod tests {
     #[test]
     fn uris_name_the_first_listener_that_offers_an_export() {
         let mut addresses = Addresses::default();
-        addresses.push(Address::Nowhere, Audience { writable: true });
         addresses.push(
             Address::Tcp("[::1]:10809".parse().unwrap()),
             Audience { writable: false },
