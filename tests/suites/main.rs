@@ -14,4 +14,5 @@ mod interop;
 mod lies_on;
 mod off_host;
 mod restore;
+mod serving;
 mod walls;

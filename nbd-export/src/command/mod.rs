@@ -4,7 +4,9 @@ mod freeze;
 mod list;
 mod map;
 mod probe;
+mod readiness;
 mod serve;
+mod signals;
 mod thaw;
 
 use std::io::Write;

@@ -1,66 +1,91 @@
 //! `nbd-export serve`: the agent.
 
-use std::io::{self, Write};
+use std::io::Write;
+use std::mem;
 use std::sync::Arc;
 
-use nix::sys::signal::Signal;
-use tokio::signal::unix::{SignalKind, signal};
-
+use super::readiness::Readiness;
+use super::signals::Signals;
 use super::unprintable;
 use crate::cli::ServeArgs;
-use crate::config::{ControlPath, Listener, ServeConfig};
+use crate::config::{ControlPath, Inherited, Listener, ServeConfig};
 use crate::error::{Error, ErrorKind};
 use crate::host::{Host, control};
 use crate::server::{BindError, Server, UnixSocket, runtime};
 
 pub(super) fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<(), Error> {
-    let config = ServeConfig::try_from(args)?;
+    let inherited = Inherited::take(args.single, args.ready_fd)?;
+    let mut config = ServeConfig::new(args, inherited.sockets, inherited.stdio)?;
+    let readiness = Readiness::new(inherited.ready, inherited.notify);
     let runtime = runtime(&config.limits)
         .map_err(|why| Error::caused(ErrorKind::System, "cannot start threads", why))?;
-    let served = runtime.block_on(serve(&config, out));
+    let served = runtime.block_on(serve(&mut config, readiness, out));
     // Threads that hang in a dead disk must not keep the process.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(config: &ServeConfig, out: &mut dyn Write) -> Result<(), Error> {
+async fn serve(config: &mut ServeConfig, mut readiness: Readiness, out: &mut dyn Write) -> Result<(), Error> {
     // Before anything is opened: a signal from here on ends in an orderly way.
-    let shutdown = shutdown_signal()?;
+    let signals = Signals::catch()?;
     let host = Arc::new(Host::open(config)?);
-    let server = Server::bind(&config.listeners, host.clone())
+    let listeners = mem::take(&mut config.listeners);
+    let server = Server::bind(&listeners, host.clone())
         .await?
         .within(config.limits);
-    let control = open_control(&config.control)?;
+    let control = config.control.as_ref().map(open_control).transpose()?.flatten();
     host.publish_at(server.addresses().clone());
-    for listener in &config.listeners {
+    for listener in &listeners {
         if let Listener::Unix { path } = listener {
             tracing::info!(socket = %path.display(), "listening");
         }
     }
-    let started = start(config, &host, out);
-    if started.is_ok() {
-        let controlled = async {
-            match control {
-                Some(socket) => control::serve(socket, Arc::clone(&host)).await,
-                None => std::future::pending().await,
+    let silent = listeners.iter().any(|l| matches!(l, Listener::Single(_)));
+    // What was passed belongs to the server now, and is closed where the server closes it.
+    drop(listeners);
+    let started = tokio::select! {
+        started = freeze_at_start(config, &host) => started.map(|()| true),
+        () = signals.more_than(0) => Ok(false),
+    };
+    let served = match started {
+        Ok(true) => match announce(&host, silent, out) {
+            Ok(()) => {
+                readiness.tell();
+                run_until_the_end(server, control, &host, &signals, &readiness).await;
+                Ok(())
             }
-        };
-        tokio::select! {
-            () = server.run(shutdown) => {}
-            () = controlled => {}
-        }
-    }
+            Err(error) => Err(error),
+        },
+        Ok(false) => Ok(()),
+        Err(error) => Err(error),
+    };
+    readiness.stopping();
     // Clones, leases and flags are given back also when the start failed half-way.
     host.close();
-    started
+    served
 }
 
-/// Freezes what is to be frozen at start and tells that the agent can serve.
-fn start(config: &ServeConfig, host: &Host, out: &mut dyn Write) -> Result<(), Error> {
-    if config.freeze_at_start {
-        for volume in &config.volumes {
-            host.freeze_at_start(&volume.name)?;
-        }
+/// Freezes what is to be frozen at start.
+async fn freeze_at_start(config: &ServeConfig, host: &Arc<Host>) -> Result<(), Error> {
+    if !config.freeze_at_start {
+        return Ok(());
+    }
+    let names: Vec<_> = config.volumes.iter().map(|volume| volume.name.clone()).collect();
+    let host = Arc::clone(host);
+    // A freeze waits for writers and for the disk, and signals are not to wait for it.
+    tokio::task::spawn_blocking(move || {
+        names
+            .iter()
+            .try_for_each(|name| host.freeze_at_start(name).map(drop))
+    })
+    .await
+    .map_err(|why| Error::caused(ErrorKind::System, "the freeze at start", why))?
+}
+
+/// Prints where the exports are, and that the agent can serve.
+fn announce(host: &Host, silent: bool, out: &mut dyn Write) -> Result<(), Error> {
+    if silent {
+        return Ok(());
     }
     for uri in host.uris() {
         writeln!(out, "{uri}").map_err(unprintable)?;
@@ -68,6 +93,31 @@ fn start(config: &ServeConfig, host: &Host, out: &mut dyn Write) -> Result<(), E
     writeln!(out, "READY")
         .and_then(|()| out.flush())
         .map_err(unprintable)
+}
+
+/// Serves until a signal; a second one cuts the connections that were given time to end.
+async fn run_until_the_end(
+    server: Server,
+    control: Option<UnixSocket>,
+    host: &Arc<Host>,
+    signals: &Signals,
+    readiness: &Readiness,
+) {
+    let controlled = async {
+        match control {
+            Some(socket) => control::serve(socket, Arc::clone(host)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let shutdown = async {
+        signals.more_than(0).await;
+        readiness.stopping();
+    };
+    tokio::select! {
+        () = server.run(shutdown) => {}
+        () = controlled => {}
+        () = signals.more_than(1) => tracing::warn!("a second signal: connections are cut"),
+    }
 }
 
 /// The usual control socket may be another agent's; one that was asked for by name may not.
@@ -86,60 +136,5 @@ fn open_control(control: &ControlPath) -> Result<Option<UnixSocket>, Error> {
             "the control socket: give another --control",
             error,
         )),
-    }
-}
-
-/// Ready at SIGTERM, SIGINT, or the SIGHUP of a terminal that is closed: each would otherwise leave clones and immutable flags
-/// behind. Where SIGHUP is ignored (nohup) it stays so.
-fn shutdown_signal() -> Result<impl Future<Output = ()>, Error> {
-    let catch = |kind| -> io::Result<_> { signal(kind) };
-    let unavailable = |why| Error::caused(ErrorKind::System, "cannot catch signals", why);
-    let mut term = catch(SignalKind::terminate()).map_err(unavailable)?;
-    let mut int = catch(SignalKind::interrupt()).map_err(unavailable)?;
-    let mut hangup = match is_ignored(Signal::SIGHUP) {
-        true => None,
-        false => Some(catch(SignalKind::hangup()).map_err(unavailable)?),
-    };
-    Ok(async move {
-        let hung_up = async {
-            match &mut hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = term.recv() => tracing::info!("SIGTERM: shutting down"),
-            _ = int.recv() => tracing::info!("SIGINT: shutting down"),
-            _ = hung_up => tracing::info!("SIGHUP: shutting down"),
-        }
-    })
-}
-
-/// Whether whoever started us wants a signal ignored.
-fn is_ignored(signal: Signal) -> bool {
-    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, signal))
-}
-
-/// Reads the mask of ignored signals (`SigIgn`, proc_pid_status(5)): the lowest bit is signal 1.
-fn ignores(status: &str, signal: Signal) -> bool {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigIgn:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask >> (signal as i32 - 1) & 1 == 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mask_of_ignored_signals_is_read() {
-        let ignores = |mask: &str, signal| ignores(&format!("Name:\tx\nSigIgn:\t{mask}\n"), signal);
-        assert!(ignores("0000000000000001", Signal::SIGHUP));
-        assert!(ignores("0000000000001001", Signal::SIGHUP));
-        assert!(!ignores("0000000000001000", Signal::SIGHUP));
-        assert!(ignores("0000000000001000", Signal::SIGPIPE));
-        assert!(!ignores("", Signal::SIGHUP));
     }
 }

@@ -30,22 +30,31 @@ pub(super) fn tcp(option: &str, argument: &str, insecure_plaintext: bool) -> Res
         .to_socket_addrs()
         .map_err(|error| Error::caused(ErrorKind::Usage, format!("{option} {argument}"), error))?
         .collect();
-    let beyond = addresses.iter().find(|a| !a.ip().to_canonical().is_loopback());
-    match beyond {
-        Some(address) if !insecure_plaintext => Err(Error::new(
-            ErrorKind::Usage,
-            format!(
-                "{option} {argument}: {address} is reachable from other machines, and without encryption anybody \
-                 there could read the exports or change what is read: give --insecure-plaintext if that network is \
-                 trusted, or listen on a loopback address or a Unix socket"
-            ),
-        )),
-        _ if addresses.is_empty() => Err(Error::new(
+    if addresses.is_empty() {
+        return Err(Error::new(
             ErrorKind::Usage,
             format!("{option} {argument}: no address of that name"),
-        )),
-        _ => Ok(addresses),
+        ));
     }
+    for address in &addresses {
+        reachable(&format!("{option} {argument}"), *address, insecure_plaintext)?;
+    }
+    Ok(addresses)
+}
+
+/// Whether an address may be listened on. Without `insecure_plaintext` none beyond this machine may.
+pub(super) fn reachable(what: &str, address: SocketAddr, insecure_plaintext: bool) -> Result<(), Error> {
+    if insecure_plaintext || address.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Usage,
+        format!(
+            "{what}: {address} is reachable from other machines, and without encryption anybody there could read the \
+             exports or change what is read: give --insecure-plaintext if that network is trusted, or listen on a \
+             loopback address or a Unix socket"
+        ),
+    ))
 }
 
 #[cfg(test)]

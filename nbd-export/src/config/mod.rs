@@ -3,10 +3,12 @@
 
 mod arguments;
 mod endpoint;
+mod inherited;
 mod serve;
 mod size;
 
 pub use arguments::{NameError, VolumeName, identities, split_name};
 pub use endpoint::{control_path, runtime_path};
+pub use inherited::{Inherited, PassedAddress, PassedSocket, Stdio};
 pub use serve::{ControlPath, Listener, OriginConfig, ServeConfig, TagConfig, VolumeConfig};
 pub use size::{SizeError, parse_size};

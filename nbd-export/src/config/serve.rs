@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use volmap::identity::Identity;
 
 use super::arguments::{VolumeName, copy_area, identities, named, volume};
-use super::endpoint::{control_path, runtime_path, tcp};
+use super::endpoint::{control_path, reachable, runtime_path, tcp};
+use super::inherited::{PassedAddress, PassedSocket, Stdio};
 use crate::cli::{FreezeMethod, ServeArgs};
 use crate::error::{Error, ErrorKind};
 use crate::server::limits::Limits;
@@ -48,7 +50,7 @@ pub struct TagConfig {
 }
 
 /// Where to listen, and for whom.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Listener {
     /// A Unix socket; offers everything.
     Unix {
@@ -62,14 +64,19 @@ pub enum Listener {
         /// Whether writable exports are offered there.
         writable: bool,
     },
+    /// A socket that a service manager listens on; offers everything if it is a Unix socket.
+    Passed(Arc<PassedSocket>),
+    /// The one client at standard input and output, who gets everything: whoever starts an agent may do what it may.
+    Single(Arc<Stdio>),
 }
 
 impl Listener {
     /// Whether it offers exports that can be written.
     pub fn offers_writable(&self) -> bool {
         match self {
-            Self::Unix { .. } => true,
+            Self::Unix { .. } | Self::Single(_) => true,
             Self::Tcp { writable, .. } => *writable,
+            Self::Passed(socket) => matches!(socket.address, PassedAddress::Unix(_)),
         }
     }
 }
@@ -84,7 +91,7 @@ pub struct ControlPath {
 }
 
 /// What `serve` is to do.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct ServeConfig {
     /// Volumes to freeze.
     pub volumes: Vec<VolumeConfig>,
@@ -106,14 +113,25 @@ pub struct ServeConfig {
     pub listeners: Vec<Listener>,
     /// What clients can hold of the server.
     pub limits: Limits,
-    /// The control socket.
-    pub control: ControlPath,
+    /// The control socket, if there is to be one.
+    pub control: Option<ControlPath>,
 }
 
 impl TryFrom<&ServeArgs> for ServeConfig {
     type Error = Error;
 
+    /// What the arguments alone say.
     fn try_from(args: &ServeArgs) -> Result<Self, Error> {
+        Self::new(args, Vec::new(), None)
+    }
+}
+
+impl ServeConfig {
+    /// What the arguments say, with the sockets that were passed beside them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`].
+    pub fn new(args: &ServeArgs, passed: Vec<PassedSocket>, stdio: Option<Stdio>) -> Result<Self, Error> {
         let volumes = args
             .volumes
             .iter()
@@ -133,22 +151,21 @@ impl TryFrom<&ServeArgs> for ServeConfig {
             origins: origins(args)?,
             tags,
             identities: identities(&args.identity)?,
-            listeners: listeners(args)?,
+            listeners: listeners(args, passed, stdio)?,
             limits: Limits {
                 connections: args.max_connections,
                 handshake_deadline: Duration::from_secs(args.handshake_timeout),
             },
-            control: ControlPath {
+            // Agents of one client each would have no other name for it, and nobody asks them anything.
+            control: (args.control.is_some() || !args.single).then(|| ControlPath {
                 path: control_path(args.control.as_deref()),
                 given: args.control.is_some(),
-            },
+            }),
         };
         config.check()?;
         Ok(config)
     }
-}
 
-impl ServeConfig {
     /// What no argument shows alone.
     fn check(&self) -> Result<(), Error> {
         if self.volumes.is_empty() && self.origins.is_empty() {
@@ -186,7 +203,8 @@ impl ServeConfig {
             .next();
         match writable {
             Some(option) if !self.listeners.iter().any(Listener::offers_writable) => Err(usage(format!(
-                "{option}: writable exports are offered on Unix sockets and --origin-listen only: give one of them"
+                "{option}: writable exports are offered on Unix sockets, --origin-listen and --single only: give one \
+                 of them"
             ))),
             _ => Ok(()),
         }
@@ -222,8 +240,30 @@ fn origins(args: &ServeArgs) -> Result<Vec<OriginConfig>, Error> {
         .collect()
 }
 
-/// All listeners, Unix sockets first; one under the runtime directory if none is given.
-fn listeners(args: &ServeArgs) -> Result<Vec<Listener>, Error> {
+/// All listeners, Unix sockets first; one under the runtime directory if none is given or passed.
+fn listeners(
+    args: &ServeArgs,
+    passed: Vec<PassedSocket>,
+    stdio: Option<Stdio>,
+) -> Result<Vec<Listener>, Error> {
+    let given = !(args.socket.is_empty() && args.listen.is_empty() && args.origin_listen.is_empty());
+    if !passed.is_empty() {
+        if given || stdio.is_some() {
+            return Err(usage(
+                "a service manager passed the sockets to listen on (LISTEN_FDS): give no --socket, --listen, \
+                 --origin-listen or --single beside them",
+            ));
+        }
+        for socket in &passed {
+            if let PassedAddress::Tcp(address) = socket.address {
+                reachable("a socket of LISTEN_FDS", address, args.insecure_plaintext)?;
+            }
+        }
+        return Ok(passed.into_iter().map(Arc::new).map(Listener::Passed).collect());
+    }
+    if let Some(stdio) = stdio {
+        return Ok(vec![Listener::Single(Arc::new(stdio))]);
+    }
     let mut found: Vec<Listener> = args
         .socket
         .iter()
@@ -320,6 +360,42 @@ mod tests {
             ErrorKind::Usage
         );
         assert!(with(&["--origin-listen", "0.0.0.0:0", "--insecure-plaintext"]).is_ok());
+    }
+
+    #[test]
+    fn passed_sockets_are_the_only_ones_and_obey_the_same_rule() {
+        let passed = |address: &str, line: &[&str]| {
+            let words = ["nbd-export", "serve", "--origin", "a=/a", "--copy-area", "/ca"];
+            let Verb::Serve(args) = Cli::try_parse_from(words.iter().chain(line)).unwrap().verb else {
+                panic!("serve");
+            };
+            let socket = |address| PassedSocket {
+                socket: std::fs::File::open("/dev/null").unwrap().into(),
+                address,
+            };
+            let sockets = vec![
+                socket(PassedAddress::Unix(None)),
+                socket(PassedAddress::Tcp(address.parse().unwrap())),
+            ];
+            ServeConfig::new(&args, sockets, None)
+        };
+        let offered = |config: ServeConfig| -> Vec<bool> {
+            config.listeners.iter().map(Listener::offers_writable).collect()
+        };
+        assert_eq!(offered(passed("127.0.0.1:1", &[]).unwrap()), [true, false]);
+        assert_eq!(
+            offered(passed("192.0.2.1:1", &["--insecure-plaintext"]).unwrap()),
+            [true, false]
+        );
+        for (address, line) in [
+            ("192.0.2.1:1", &[][..]),
+            ("127.0.0.1:1", &["--socket", "/s"]),
+            ("127.0.0.1:1", &["--listen", "127.0.0.1:0"]),
+            ("127.0.0.1:1", &["--origin-listen", "127.0.0.1:0"]),
+        ] {
+            let kind = passed(address, line).unwrap_err().kind();
+            assert_eq!(kind, ErrorKind::Usage, "{address} {line:?}");
+        }
     }
 
     #[test]

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use volmap::frozen::{FrozenImage, StatusExtent};
-use volmap::map::Content;
+use volmap::frozen::{FrozenError, FrozenImage, StatusExtent};
+use volmap::map::{Content, Extent};
 use volmap::range::ByteRange;
 
 use super::description::describe;
-use super::limits::{CACHE_MAX, CACHE_STEP, DESCRIPTORS_MAX, HOLE_CHUNK_MIN, ONE_DESCRIPTOR_LOOKAHEAD};
-use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, Piece, ReadShape};
+use super::limits::{
+    AT_ONCE_MAX, BY_REFERENCE_MIN, CACHE_MAX, CACHE_STEP, DESCRIPTORS_MAX, HOLE_CHUNK_MIN,
+    ONE_DESCRIPTOR_LOOKAHEAD,
+};
+use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, ReadShape};
+use super::pieces::Pieces;
 use super::x_volmap::ContextTable;
 use crate::proto::BlockSizes;
 
@@ -25,18 +29,28 @@ impl FrozenExport {
         Self { image, table }
     }
 
-    /// All extents of `range`.
-    fn extents(&self, range: ByteRange) -> Result<Vec<StatusExtent>, ExportError> {
-        Ok(self.image.status(range, usize::MAX)?)
+    /// What is zeroes and what is data of `range`; all data, if zeroes may not be said.
+    fn parts(&self, range: ByteRange, shape: ReadShape) -> Result<Vec<Part>, FrozenError> {
+        Ok(match shape {
+            ReadShape::Whole => vec![Part::Data(range)],
+            ReadShape::Sparse => split_zeroes(range, &self.image.content(range, usize::MAX)?),
+        })
     }
 
-    fn read_data(&self, range: ByteRange) -> Result<Piece, ExportError> {
-        let mut bytes = vec![0; buffer_len(range)];
-        self.image.read_at(range.start(), &mut bytes)?;
-        Ok(Piece::Data {
-            offset: range.start(),
-            bytes,
-        })
+    /// Appends a piece of data; `false` if that needs a wait.
+    fn data_at_once(&self, range: ByteRange, out: &mut Pieces) -> Result<bool, FrozenError> {
+        if out.takes_files()
+            && range.len() >= BY_REFERENCE_MIN
+            && let Some(file) = self.image.immutable_file(range)?
+        {
+            out.file(range, file);
+            return Ok(true);
+        }
+        if range.len() > AT_ONCE_MAX {
+            return Ok(false);
+        }
+        self.image
+            .read_cached(range.start(), out.data(range.start(), buffer_len(range)))
     }
 }
 
@@ -59,17 +73,43 @@ impl Export for FrozenExport {
         self.table.contexts()
     }
 
-    fn read(&self, range: ByteRange, shape: ReadShape) -> Result<Vec<Piece>, ExportError> {
-        if shape == ReadShape::Whole {
-            return Ok(vec![self.read_data(range)?]);
+    fn read(&self, range: ByteRange, shape: ReadShape, out: &mut Pieces) -> Result<(), ExportError> {
+        for part in self.parts(range, shape)? {
+            match part {
+                Part::Zeroes(range) => out.zeroes(range),
+                Part::Data(range) => self
+                    .image
+                    .read_at(range.start(), out.data(range.start(), buffer_len(range)))?,
+            }
         }
-        split_zeroes(range, &self.extents(range)?)
-            .into_iter()
-            .map(|part| match part {
-                Part::Zeroes(range) => Ok(Piece::Zeroes(range)),
-                Part::Data(range) => self.read_data(range),
-            })
-            .collect()
+        Ok(())
+    }
+
+    fn read_at_once(
+        &self,
+        range: ByteRange,
+        shape: ReadShape,
+        out: &mut Pieces,
+    ) -> Result<bool, ExportError> {
+        if !self.image.answers_at_once() {
+            return Ok(false);
+        }
+        for part in self.parts(range, shape)? {
+            match part {
+                Part::Zeroes(range) => out.zeroes(range),
+                Part::Data(range) => {
+                    if !self.data_at_once(range, out)? {
+                        out.clear();
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn answers_at_once(&self) -> bool {
+        self.image.answers_at_once()
     }
 
     fn block_status(
@@ -85,19 +125,26 @@ impl Export for FrozenExport {
         };
         let looked_at = if one { ONE_DESCRIPTOR_LOOKAHEAD } else { limit };
         // One sample of the state for all contexts, taken now that the request is here (law H4).
-        let extents = self.image.status(range, looked_at)?;
+        let extents = if self.table.shows_places(selected) {
+            self.image.status(range, looked_at)?
+        } else {
+            let content = self.image.content(range, looked_at)?.into_iter();
+            content.map(StatusExtent::from).collect()
+        };
         Ok(self.table.answer(self.image.graph(), &extents, selected, limit))
     }
 
     fn cache(&self, range: ByteRange) -> Result<(), ExportError> {
         let end = range.end().min(range.start().saturating_add(CACHE_MAX));
         let range = ByteRange::from_bounds(range.start(), end).unwrap_or(range);
-        for extent in self.extents(range)? {
+        let mut pieces = Pieces::default();
+        for extent in self.image.content(range, usize::MAX)? {
             let mut at = extent.range.start();
             while extent.content == Content::Data
                 && let Some(step) = ByteRange::from_bounds(at, extent.range.end().min(at + CACHE_STEP))
             {
-                self.read_data(step)?;
+                self.read(step, ReadShape::Whole, &mut pieces)?;
+                pieces.clear();
                 at = step.end();
             }
         }
@@ -116,7 +163,7 @@ enum Part {
 }
 
 /// Cuts `range` into zeroes that are worth a chunk and the rest.
-fn split_zeroes(range: ByteRange, extents: &[StatusExtent]) -> Vec<Part> {
+fn split_zeroes(range: ByteRange, extents: &[Extent]) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut data_from = range.start();
     let mut zeroes: Option<ByteRange> = None;
@@ -142,22 +189,23 @@ fn split_zeroes(range: ByteRange, extents: &[StatusExtent]) -> Vec<Part> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scripted::{MIB, Scripted};
+    use super::super::pieces::Piece;
+    use super::super::scripted::{MIB, Scripted, assembled};
     use super::*;
 
     fn range(start: u64, len: u64) -> ByteRange {
         ByteRange::new(start, len).unwrap()
     }
 
-    fn assembled(pieces: Vec<Piece>) -> Vec<u8> {
-        let mut all = Vec::new();
-        for piece in pieces {
-            match piece {
-                Piece::Data { bytes, .. } => all.extend(bytes),
-                Piece::Zeroes(range) => all.resize(all.len() + buffer_len(range), 0),
-            }
-        }
-        all
+    /// The ranges of the zeroes and of the data of a read.
+    fn shapes(export: &dyn Export, range: ByteRange, shape: ReadShape) -> Vec<Option<ByteRange>> {
+        let mut pieces = Pieces::default();
+        export.read(range, shape, &mut pieces).unwrap();
+        let zeroes = |piece: &Piece| match piece {
+            Piece::Zeroes(range) => Some(*range),
+            _ => None,
+        };
+        pieces.as_slice().iter().map(zeroes).collect()
     }
 
     #[test]
@@ -170,22 +218,22 @@ mod tests {
             range(MIB + 1, 3),
             range(4 * MIB - 7, 7),
         ] {
-            let sparse = export.read(request, ReadShape::Sparse).unwrap();
-            let whole = export.read(request, ReadShape::Whole).unwrap();
-            assert_eq!(whole.len(), 1);
-            assert_eq!(assembled(sparse), assembled(whole));
+            assert_eq!(shapes(&export, request, ReadShape::Whole), [None]);
+            assert_eq!(
+                assembled(&export, request, ReadShape::Sparse),
+                assembled(&export, request, ReadShape::Whole)
+            );
         }
-        let pieces = export.read(range(0, 4 * MIB), ReadShape::Sparse).unwrap();
-        assert!(pieces.contains(&Piece::Zeroes(range(MIB, 2 * MIB))));
+        let zeroes = Some(range(MIB, 2 * MIB));
+        let all = range(0, 4 * MIB);
+        assert_eq!(shapes(&export, all, ReadShape::Sparse), [None, zeroes, None]);
     }
 
     #[test]
     fn zeroes_become_a_chunk_from_the_limit_on() {
-        let extent = |start, len, content| StatusExtent {
+        let extent = |start, len, content| Extent {
             range: range(start, len),
             content,
-            generation: volmap::generation::Generation::NEVER_DIRECT,
-            place: None,
         };
         for (len, chunks) in [
             (HOLE_CHUNK_MIN - 1, 1),
@@ -205,8 +253,8 @@ mod tests {
     fn hole_and_zero_neighbours_are_one_chunk() {
         let image = Scripted::with_holes();
         let export = FrozenExport::new(image);
-        let pieces = export.read(range(MIB, 2 * MIB), ReadShape::Sparse).unwrap();
-        assert_eq!(pieces, [Piece::Zeroes(range(MIB, 2 * MIB))]);
+        let zeroes = range(MIB, 2 * MIB);
+        assert_eq!(shapes(&export, zeroes, ReadShape::Sparse), [Some(zeroes)]);
     }
 
     #[test]
@@ -218,10 +266,9 @@ mod tests {
             let all = range(0, 4 * MIB);
             // A read of zeroes too: it is answered from the map, which is as gone as the bytes.
             for shape in [ReadShape::Sparse, ReadShape::Whole] {
-                assert!(matches!(
-                    export.read(range(MIB, MIB), shape),
-                    Err(ExportError::Gone(_))
-                ));
+                let out = &mut Pieces::default();
+                let read = export.read(range(MIB, MIB), shape, out);
+                assert!(matches!(read, Err(ExportError::Gone(_))));
             }
             let status = export.block_status(all, &[ContextIndex(0)], false);
             assert!(matches!(status, Err(ExportError::Gone(_))));
@@ -243,14 +290,10 @@ mod tests {
             fn graph(&self) -> &volmap::store::StoreGraph {
                 self.0.graph()
             }
-            fn status(
-                &self,
-                range: ByteRange,
-                limit: usize,
-            ) -> Result<Vec<StatusExtent>, volmap::frozen::FrozenError> {
+            fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
                 self.0.status(range, limit)
             }
-            fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), volmap::frozen::FrozenError> {
+            fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
                 assert!(offset + buf.len() as u64 <= CACHE_MAX, "read at {offset}");
                 Ok(())
             }

@@ -13,6 +13,19 @@ pub const ONE_DESCRIPTOR_LOOKAHEAD: usize = 64;
 /// below.
 pub const STRETCHES_MAX: usize = 1 << 17;
 
+/// Buffers that a connection keeps for its next reads: as many as it may have requests in flight.
+pub const SPARE_BUFFERS_MAX: usize = 64;
+
+/// Bytes of buffers that a connection keeps for its next reads. Few, so that they stay in the processor's cache, and so that an idle
+/// connection costs little; a read of more memory than this takes it anew each time.
+pub const SPARE_BYTES_MAX: usize = 4 << 20;
+
+/// Longest read that the thread of a connection copies itself: while it copies, it can do nothing else.
+pub const AT_ONCE_MAX: u64 = 4 << 20;
+
+/// Smallest read that is sent by reference: below it the second system call costs more than the copy.
+pub const BY_REFERENCE_MIN: u64 = 16 << 10;
+
 /// Smallest run of zeroes that is worth a chunk of its own in a sparse reply: below it, the chunk header and the
 /// client's handling cost more than the zeroes.
 pub const HOLE_CHUNK_MIN: u64 = 4096;

@@ -2,7 +2,8 @@
 
 use volmap::range::ByteRange;
 
-use super::model::{BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus, Piece};
+use super::model::{BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus};
+use super::pieces::Pieces;
 use crate::proto::Descriptor;
 
 /// `base:allocation` alone.
@@ -31,13 +32,9 @@ pub(super) fn all_data(range: ByteRange, selected: &[ContextIndex]) -> BlockStat
 /// One piece of data, filled by `read`.
 pub(super) fn one_piece<E>(
     range: ByteRange,
+    out: &mut Pieces,
     read: impl FnOnce(&mut [u8]) -> Result<(), E>,
-) -> Result<Vec<Piece>, E> {
+) -> Result<(), E> {
     let len = usize::try_from(range.len()).expect("a request fits into memory");
-    let mut bytes = vec![0; len];
-    read(&mut bytes)?;
-    Ok(vec![Piece::Data {
-        offset: range.start(),
-        bytes,
-    }])
+    read(out.data(range.start(), len))
 }

@@ -14,6 +14,7 @@ pub mod limits;
 mod live;
 mod model;
 mod origin;
+mod pieces;
 mod reach;
 #[cfg(test)]
 pub(crate) mod scripted;
@@ -24,7 +25,8 @@ pub(crate) use description::words;
 pub use frozen::FrozenExport;
 pub use model::{
     BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus, Export, ExportError, ExportInfo,
-    Piece, ReadShape,
+    ReadShape,
 };
 pub use origin::OriginExport;
+pub use pieces::{Buffer, Piece, Pieces};
 pub use tag::TagExport;

@@ -5,6 +5,7 @@ use std::io;
 use volmap::frozen::FrozenError;
 use volmap::range::ByteRange;
 
+use super::pieces::Pieces;
 use crate::proto::{BlockSizes, Descriptor};
 
 /// The standard context that tells data from holes and zeroes.
@@ -48,20 +49,6 @@ pub struct ContextStatus {
 /// The answer to a block status request: all contexts from the same state, all covering the same bytes (or the first
 /// descriptor of each alone, where one was asked for).
 pub type BlockStatus = Vec<ContextStatus>;
-
-/// A piece of what a read gave.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Piece {
-    /// Bytes, at least 1, from `offset` on.
-    Data {
-        /// Offset in the export.
-        offset: u64,
-        /// The bytes, in memory that nobody else can change (law H5).
-        bytes: Vec<u8>,
-    },
-    /// A range that reads as zeroes.
-    Zeroes(ByteRange),
-}
 
 /// Whether zeroes may come as [`Piece::Zeroes`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,11 +95,31 @@ pub trait Export: Send + Sync {
     /// The metadata contexts that it offers; the same for its whole life.
     fn contexts(&self) -> &[Context];
 
-    /// The bytes of `range`, in order and without gaps.
+    /// Puts the bytes of `range` into `out`, in order and without gaps.
     ///
     /// # Errors
     /// [`ExportError::Gone`] or [`ExportError::Io`].
-    fn read(&self, range: ByteRange, shape: ReadShape) -> Result<Vec<Piece>, ExportError>;
+    fn read(&self, range: ByteRange, shape: ReadShape, out: &mut Pieces) -> Result<(), ExportError>;
+
+    /// As [`read`](Self::read), if that needs no wait for a device or for somebody else; `false`, and nothing of use in `out`, if
+    /// it would.
+    ///
+    /// # Errors
+    /// As `read`.
+    fn read_at_once(
+        &self,
+        range: ByteRange,
+        shape: ReadShape,
+        out: &mut Pieces,
+    ) -> Result<bool, ExportError> {
+        let _ = (range, shape, out);
+        Ok(false)
+    }
+
+    /// Whether [`block_status`](Self::block_status) never waits, nor [`flush`](Self::flush).
+    fn answers_at_once(&self) -> bool {
+        false
+    }
 
     /// The status of `range` in each of the selected contexts, in the order given: all of it, or a first part of it. With
     /// `one`, a single descriptor for each.

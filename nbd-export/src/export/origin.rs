@@ -7,7 +7,8 @@ use volmap::range::ByteRange;
 
 use super::limits::WIPE_STEP;
 use super::live::{all_data, allocation_only, one_piece};
-use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, Piece, ReadShape};
+use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, ReadShape};
+use super::pieces::Pieces;
 use crate::proto::BlockSizes;
 
 /// The live volume. Every write to it keeps the old data first, while a frozen image of it lives.
@@ -40,8 +41,10 @@ impl Export for OriginExport {
         &self.contexts
     }
 
-    fn read(&self, range: ByteRange, _: ReadShape) -> Result<Vec<Piece>, ExportError> {
-        Ok(one_piece(range, |buf| self.origin.read_at(range.start(), buf))?)
+    fn read(&self, range: ByteRange, _: ReadShape, out: &mut Pieces) -> Result<(), ExportError> {
+        Ok(one_piece(range, out, |buf| {
+            self.origin.read_at(range.start(), buf)
+        })?)
     }
 
     fn block_status(
@@ -100,16 +103,14 @@ mod tests {
     use volmap::layers::Layers;
 
     use super::super::FrozenExport;
+    use super::super::scripted::assembled;
     use super::*;
 
     const SIZE: usize = 1 << 20;
 
     fn bytes(export: &dyn Export, start: u64, len: u64) -> Vec<u8> {
         let range = ByteRange::new(start, len).unwrap();
-        match export.read(range, ReadShape::Whole).unwrap().remove(0) {
-            Piece::Data { bytes, .. } => bytes,
-            Piece::Zeroes(_) => panic!("a whole read is data"),
-        }
+        assembled(export, range, ReadShape::Whole)
     }
 
     #[test]

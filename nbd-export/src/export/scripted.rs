@@ -1,5 +1,6 @@
 //! A frozen image for tests: its map is written down, its bytes follow from their offsets.
 
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,6 +13,8 @@ use volmap::identity::Identity;
 use volmap::map::Content;
 use volmap::range::ByteRange;
 use volmap::store::{Below, Place, Segment, Store, StoreGraph, StoreId, StoreKind};
+
+use super::{Export, Piece, Pieces, ReadShape};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -122,6 +125,30 @@ impl FrozenImage for Scripted {
     fn thaw(&self) {
         self.gone.store(true, Ordering::SeqCst);
     }
+}
+
+/// What a read gives, put together.
+pub(crate) fn assembled(export: &dyn Export, range: ByteRange, shape: ReadShape) -> Vec<u8> {
+    let mut pieces = Pieces::default();
+    export.read(range, shape, &mut pieces).unwrap();
+    bytes_of(&mut pieces)
+}
+
+/// The bytes of pieces, which must follow each other.
+pub(crate) fn bytes_of(pieces: &mut Pieces) -> Vec<u8> {
+    let mut all = Vec::new();
+    for piece in pieces.drain() {
+        match piece {
+            Piece::Data { bytes, .. } => all.extend_from_slice(&bytes),
+            Piece::File { range, file } => {
+                let mut bytes = vec![0; usize::try_from(range.len()).unwrap()];
+                file.read_exact_at(&mut bytes, range.start()).unwrap();
+                all.extend(bytes);
+            }
+            Piece::Zeroes(range) => all.resize(all.len() + usize::try_from(range.len()).unwrap(), 0),
+        }
+    }
+    all
 }
 
 /// A store of `size` bytes named `id:NAME`.

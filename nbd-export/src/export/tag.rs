@@ -6,7 +6,8 @@ use volmap::tag::Tag;
 
 use super::limits::DESCRIPTORS_MAX;
 use super::live::one_piece;
-use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, Piece, ReadShape};
+use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, ReadShape};
+use super::pieces::Pieces;
 use super::x_volmap::ContextTable;
 use crate::proto::BlockSizes;
 
@@ -38,8 +39,8 @@ impl Export for TagExport {
         self.table.contexts()
     }
 
-    fn read(&self, range: ByteRange, _: ReadShape) -> Result<Vec<Piece>, ExportError> {
-        Ok(one_piece(range, |buf| self.tag.read_at(range.start(), buf))?)
+    fn read(&self, range: ByteRange, _: ReadShape, out: &mut Pieces) -> Result<(), ExportError> {
+        Ok(one_piece(range, out, |buf| self.tag.read_at(range.start(), buf))?)
     }
 
     fn block_status(
@@ -82,6 +83,7 @@ mod tests {
     use volmap::generation::GenerationClock;
     use volmap::layers::Layers;
 
+    use super::super::scripted::assembled;
     use super::*;
 
     fn range(start: u64, len: u64) -> ByteRange {
@@ -97,14 +99,7 @@ mod tests {
         let size = export.info().size;
         export.write(4096, b"nonce", true).unwrap();
         export.trim(range(4096, 4096), true).unwrap();
-        let pieces = export.read(range(4096, 5), ReadShape::Sparse).unwrap();
-        assert_eq!(
-            pieces,
-            [Piece::Data {
-                offset: 4096,
-                bytes: b"nonce".to_vec()
-            }]
-        );
+        assert_eq!(assembled(&export, range(4096, 5), ReadShape::Sparse), b"nonce");
         assert!(
             export.write(0, b"x", true).is_err(),
             "the first block is the host's"

@@ -83,6 +83,13 @@ impl ContextTable {
         table
     }
 
+    /// Whether one of the contexts tells of more than content.
+    pub(super) fn shows_places(&self, selected: &[ContextIndex]) -> bool {
+        selected
+            .iter()
+            .any(|index| !matches!(self.meanings[index.0], Meaning::Allocation | Meaning::Frozen))
+    }
+
     fn offer(&mut self, name: String, meaning: Meaning) {
         if !self.meanings.contains(&meaning) {
             self.contexts.push(Context { name, extended: true });

@@ -12,6 +12,8 @@ use crate::uri::{NbdAddress, NbdUri};
 pub(super) enum Address {
     Unix(PathBuf),
     Tcp(SocketAddr),
+    /// Nobody can be told: an abstract socket, or a connection that is there already.
+    Nowhere,
 }
 
 /// The open listeners of a server, in the order of the command line.
@@ -27,17 +29,20 @@ impl Addresses {
 
     /// The NBD URI of an export at the first listener that offers it.
     pub fn uri(&self, export: &str, writable: bool) -> Option<String> {
-        let (address, _) = self
+        let offering = self
             .listeners
             .iter()
-            .find(|(_, audience)| audience.may_have(writable))?;
-        let address = match address {
-            Address::Unix(path) => NbdAddress::Unix(path.clone()),
-            Address::Tcp(address) => NbdAddress::Tcp {
-                host: address.ip().to_string(),
-                port: address.port(),
-            },
-        };
+            .filter(|(_, audience)| audience.may_have(writable));
+        let address = offering
+            .filter_map(|(address, _)| match address {
+                Address::Unix(path) => Some(NbdAddress::Unix(path.clone())),
+                Address::Tcp(address) => Some(NbdAddress::Tcp {
+                    host: address.ip().to_string(),
+                    port: address.port(),
+                }),
+                Address::Nowhere => None,
+            })
+            .next()?;
         let export = ExportName::new(export).ok()?;
         Some(NbdUri { address, export }.to_string())
     }
@@ -46,7 +51,7 @@ impl Addresses {
     pub fn tcp(&self) -> impl Iterator<Item = SocketAddr> {
         self.listeners.iter().filter_map(|(address, _)| match address {
             Address::Tcp(address) => Some(*address),
-            Address::Unix(_) => None,
+            Address::Unix(_) | Address::Nowhere => None,
         })
     }
 }
@@ -58,6 +63,7 @@ mod tests {
     #[test]
     fn uris_name_the_first_listener_that_offers_an_export() {
         let mut addresses = Addresses::default();
+        addresses.push(Address::Nowhere, Audience { writable: true });
         addresses.push(
             Address::Tcp("[::1]:10809".parse().unwrap()),
             Audience { writable: false },

@@ -45,9 +45,15 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// client that sends them as fast as it can until the deadline.
 pub const HANDSHAKE_BYTES_MAX: usize = 4 << 20;
 
-/// Requests of one connection that are being served. Each takes a thread while it blocks; sixteen keep a disk and two
-/// processors busy.
-pub const REQUESTS_MAX: usize = 16;
+/// Requests of one connection that are in flight, from their last byte to the last byte of their reply. The deepest queues that clients
+/// keep are of 64 (nbdcopy) to 128 (the kernel); what comes beyond waits in the socket.
+pub const REQUESTS_MAX: usize = 128;
+
+/// Requests of one connection that other threads serve, because they wait for a device. Sixteen keep a disk busy.
+pub const BLOCKING_MAX: usize = 16;
+
+/// Stack of the thread of a connection: its calls are few and shallow, its buffers are on the heap.
+pub const CONNECTION_STACK: usize = 512 << 10;
 
 /// Threads for freezes and thaws, beside those of requests.
 pub const OTHER_THREADS: usize = 64;
@@ -58,7 +64,25 @@ pub const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Durat
 
 /// Bytes of requests and replies of one connection that are in memory: two of the longest requests, so that one is
 /// read or written to the store while the other is on the wire.
-pub const BYTES_MAX: usize = 64 << 20;
+pub const BYTES_MAX: usize = (64 << 20) + REQUESTS_MAX * REQUEST_COST;
+
+/// What a request costs beside its data: its headers and its places in the queues.
+pub const REQUEST_COST: usize = 512;
+
+/// Bytes of requests and replies of all connections that are in memory. Sixteen clients can have all that one may have; more of
+/// them wait for each other.
+pub const SERVER_BYTES_MAX: usize = 1 << 30;
+
+/// Time in which a client takes at least one byte of what it asked for, if others wait for the memory that its replies take. While nobody
+/// does, a client may be stopped as long as it likes.
+pub const STALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Replies, and bytes of them, that are made before they are sent. More of them in one system call cost less; but the client has
+/// nothing to do until the first of them is there.
+pub const BATCH_REPLIES: usize = 16;
+
+/// See [`BATCH_REPLIES`].
+pub const BATCH_BYTES: u64 = 256 << 10;
 
 /// What one descriptor of a block status reply takes while it is made: the extent of the frozen image, the descriptor, and its 16
 /// bytes in the reply.
@@ -73,8 +97,8 @@ pub const EXTENT_LEN_MIN: usize = 512;
 /// Free space kept ready for reading requests: a batch of small ones comes in one system call.
 pub const INPUT_CHUNK: usize = 64 << 10;
 
-/// Replies that are written in one system call: as many as there are requests in flight.
-pub const REPLIES_BATCH: usize = REQUESTS_MAX;
+/// Time after the beginning of a shutdown in which requests that still come are told so, before the connection is closed.
+pub const LINGER: Duration = Duration::from_millis(200);
 
 /// Time that requests in flight get at shutdown before their connections are closed.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);

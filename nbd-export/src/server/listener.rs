@@ -2,17 +2,19 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::net;
 
-use nix::sys::socket::{setsockopt, sockopt};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use nix::sys::socket::{SockType, getsockopt, setsockopt, sockopt};
+use tokio::net::unix::pipe;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::address::Address;
 use super::admission::Peer;
 use super::exports::Audience;
 use super::limits::KEEPALIVE;
+use super::stream::Stream;
 use super::unix_socket::UnixSocket;
-use crate::config::Listener;
+use crate::config::{Listener, PassedAddress, PassedSocket, Stdio};
 use crate::error::{Error, ErrorKind};
 
 /// A listener and whom it serves.
@@ -24,13 +26,12 @@ pub(super) struct OpenListener {
 
 enum Socket {
     Unix(UnixSocket),
+    /// Bound by somebody else, whose file it is.
+    PassedUnix(UnixListener),
     Tcp(TcpListener),
+    /// One connection that is there already, until it was accepted.
+    Single(Option<Box<dyn Stream>>),
 }
-
-/// A connection's stream.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// A connection that was accepted.
 pub(super) struct AcceptedStream {
@@ -66,32 +67,109 @@ impl OpenListener {
                     address: Address::Tcp(bound),
                 })
             }
+            Listener::Passed(passed) => {
+                let (socket, address) = take_over(passed)
+                    .map_err(|why| Error::caused(ErrorKind::Listen, "a socket of LISTEN_FDS", why))?;
+                Ok(Self {
+                    socket,
+                    audience,
+                    address,
+                })
+            }
+            Listener::Single(stdio) => {
+                let stream = connected(stdio)
+                    .map_err(|why| Error::caused(ErrorKind::Listen, "standard input and output", why))?;
+                Ok(Self {
+                    socket: Socket::Single(Some(stream)),
+                    audience,
+                    address: Address::Nowhere,
+                })
+            }
         }
     }
 
-    /// The next connection.
-    pub(super) async fn accept(&self) -> io::Result<AcceptedStream> {
-        match &self.socket {
-            Socket::Unix(socket) => {
-                let stream = socket.accept().await?;
-                let peer = stream.peer_cred().ok().and_then(|cred| cred.pid());
-                Ok(AcceptedStream {
-                    stream: Box::new(stream),
-                    name: peer.map_or_else(|| "unix".to_owned(), |pid| format!("unix, pid {pid}")),
-                    peer: peer.map_or(Peer::Unnamed, Peer::Process),
-                })
+    /// The next connection; `None` where there will be no other.
+    pub(super) async fn accept(&mut self) -> io::Result<Option<AcceptedStream>> {
+        let accepted = match &mut self.socket {
+            Socket::Unix(socket) => from_process(socket.accept().await?),
+            Socket::PassedUnix(listener) => from_process(listener.accept().await?.0),
+            Socket::Single(stream) => {
+                return Ok(stream.take().map(|stream| AcceptedStream {
+                    stream,
+                    name: "standard input and output".to_owned(),
+                    peer: Peer::Unnamed,
+                }));
             }
             Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 // Replies are written whole; waiting to join them with later ones only adds latency.
                 stream.set_nodelay(true)?;
                 keep_alive(&stream)?;
-                Ok(AcceptedStream {
+                AcceptedStream {
                     stream: Box::new(stream),
                     name: peer.to_string(),
                     peer: peer.ip().into(),
-                })
+                }
             }
+        };
+        Ok(Some(accepted))
+    }
+}
+
+/// A connection of a Unix socket.
+fn from_process(stream: UnixStream) -> AcceptedStream {
+    let peer = stream.peer_cred().ok().and_then(|cred| cred.pid());
+    AcceptedStream {
+        stream: Box::new(stream),
+        name: peer.map_or_else(|| "unix".to_owned(), |pid| format!("unix, pid {pid}")),
+        peer: peer.map_or(Peer::Unnamed, Peer::Process),
+    }
+}
+
+/// Listens on a socket that was passed.
+fn take_over(passed: &PassedSocket) -> io::Result<(Socket, Address)> {
+    let socket = passed.socket.try_clone()?;
+    match &passed.address {
+        PassedAddress::Unix(path) => {
+            let listener = net::UnixListener::from(socket);
+            listener.set_nonblocking(true)?;
+            let address = path.clone().map_or(Address::Nowhere, Address::Unix);
+            Ok((Socket::PassedUnix(UnixListener::from_std(listener)?), address))
+        }
+        PassedAddress::Tcp(address) => {
+            let listener = std::net::TcpListener::from(socket);
+            listener.set_nonblocking(true)?;
+            let listener = TcpListener::from_std(listener)?;
+            Ok((Socket::Tcp(listener), Address::Tcp(*address)))
+        }
+    }
+}
+
+/// The connection at standard input and output.
+fn connected(stdio: &Stdio) -> io::Result<Box<dyn Stream>> {
+    match stdio {
+        Stdio::Socket(socket) => {
+            let socket = socket.try_clone()?;
+            if getsockopt(&socket, sockopt::SockType)? != SockType::Stream {
+                return Err(io::Error::other("not a stream socket"));
+            }
+            let is_tcp = getsockopt(&socket, sockopt::TcpNoDelay).is_ok();
+            if is_tcp {
+                let stream = std::net::TcpStream::from(socket);
+                stream.set_nonblocking(true)?;
+                let stream = TcpStream::from_std(stream)?;
+                stream.set_nodelay(true)?;
+                keep_alive(&stream)?;
+                return Ok(Box::new(stream));
+            }
+            let stream = net::UnixStream::from(socket);
+            stream.set_nonblocking(true)?;
+            Ok(Box::new(UnixStream::from_std(stream)?))
+        }
+        Stdio::Pipes { input, output } => {
+            let input = pipe::Receiver::from_owned_fd(input.try_clone()?)?;
+            let output = pipe::Sender::from_owned_fd(output.try_clone()?)?;
+            Ok(Box::new(tokio::io::join(input, output)))
         }
     }
 }
@@ -120,8 +198,6 @@ fn absolute(path: &std::path::Path) -> std::path::PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::socket::getsockopt;
-
     use super::*;
 
     #[tokio::test]

@@ -5,17 +5,21 @@
 //! * whatever a client does costs that client its connection at most, and nobody else anything but time;
 //! * memory, threads and time that a client can hold are bounded in [`limits`];
 //! * nothing behind an export is asked before the client has gone into transmission;
-//! * a reply is written whole, by the one writer of its connection, in the order in which replies are ready.
+//! * a connection has one task, in transmission on a thread of its own, which alone reads from its stream and writes to it: replies are
+//!   written whole, in the order in which they are ready.
 
 mod address;
 mod admission;
+mod budget;
 mod exports;
 mod handshake;
 pub mod limits;
 mod listener;
+mod outgoing;
 mod replies;
 mod run;
 mod session;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod unix_socket;

@@ -1,11 +1,15 @@
 //! From what an export answers to the bytes of a reply.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use volmap::range::ByteRange;
 
-use crate::export::{ContextIndex, Export, ExportError, Piece, ReadShape};
+use super::outgoing::Segment;
+use crate::export::{ContextIndex, Export, ExportError, Piece, Pieces, ReadShape};
 use crate::proto::transmission::replies::{ReplyEncoder, StatusQuery};
 use crate::proto::{Command, ContextId, Errno, ErrorText, ReplyTo};
+
+/// Room for the headers of many replies, so that few of them need memory of their own.
+const HEADS_CHUNK: usize = 4096;
 
 /// A selected context of a session, and where its export lists it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,8 +25,59 @@ pub(super) struct Answerer {
     pub(super) selected: Vec<Selected>,
 }
 
-/// The buffers of one whole reply, in order.
-pub(super) type Reply = Vec<Bytes>;
+/// Where replies are written to.
+#[derive(Debug, Default)]
+pub(super) struct Replies {
+    /// Memory for data.
+    pub(super) pieces: Pieces,
+    heads: BytesMut,
+    segments: Vec<Segment>,
+}
+
+impl Replies {
+    /// For a stream that sends files by reference, or one that does not.
+    pub(super) fn new(sends_files: bool) -> Self {
+        Self::with(if sends_files {
+            Pieces::with_files()
+        } else {
+            Pieces::default()
+        })
+    }
+
+    /// With this memory for data.
+    pub(super) fn with(pieces: Pieces) -> Self {
+        Self {
+            pieces,
+            ..Self::default()
+        }
+    }
+
+    /// Takes out what was written.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Segment> {
+        self.seal_head();
+        self.segments.drain(..)
+    }
+
+    fn head(&mut self) -> &mut BytesMut {
+        if self.heads.capacity() - self.heads.len() < HEADS_CHUNK / 16 {
+            self.heads.reserve(HEADS_CHUNK);
+        }
+        &mut self.heads
+    }
+
+    fn seal_head(&mut self) {
+        if !self.heads.is_empty() {
+            self.segments.push(Segment::Head(self.heads.split().freeze()));
+        }
+    }
+
+    /// Drops what a reply that came to nothing has written.
+    fn clear(&mut self) {
+        self.heads.clear();
+        self.segments.clear();
+        self.pieces.clear();
+    }
+}
 
 /// Why a request has no other answer than an error.
 #[derive(Debug)]
@@ -48,41 +103,73 @@ impl From<ExportError> for Refusal {
 
 impl Answerer {
     /// Serves a request. Blocks.
-    pub(super) fn answer(&self, to: ReplyTo, command: Command) -> Reply {
-        self.serve(to, command).unwrap_or_else(|refusal| {
-            tracing::debug!(cookie = %to.cookie, errno = %refusal.errno, refusal.text, "request failed");
-            self.error(to, refusal.errno, refusal.text)
+    pub(super) fn answer(&self, to: ReplyTo, command: &Command, out: &mut Replies) {
+        if let Err(refusal) = self.serve(to, command, out) {
+            self.refuse(to, refusal, out);
+        }
+    }
+
+    /// Serves a request if that needs no wait; `false`, and nothing in `out`, if it would.
+    pub(super) fn answer_at_once(&self, to: ReplyTo, command: &Command, out: &mut Replies) -> bool {
+        let served = match *command {
+            Command::Read {
+                offset,
+                length,
+                dont_fragment,
+            } => match ByteRange::new(offset, length.into()) {
+                Some(range) => self.read_at_once(to, range, dont_fragment, out),
+                None => Ok(false),
+            },
+            Command::BlockStatus { .. } | Command::Flush if self.export.answers_at_once() => {
+                self.serve(to, command, out).map(|()| true)
+            }
+            _ => Ok(false),
+        };
+        served.unwrap_or_else(|refusal| {
+            self.refuse(to, refusal, out);
+            true
         })
     }
 
     /// An error as a whole reply.
-    pub(super) fn error(&self, to: ReplyTo, errno: Errno, text: impl Into<String>) -> Reply {
-        let mut head = BytesMut::new();
-        self.encoder.error(to, errno, &ErrorText::new(text), &mut head);
-        vec![head.freeze()]
+    pub(super) fn error(&self, to: ReplyTo, errno: Errno, text: impl Into<String>, out: &mut Replies) {
+        self.encoder.error(to, errno, &ErrorText::new(text), out.head());
     }
 
-    fn success(&self, to: ReplyTo) -> Reply {
-        let mut head = BytesMut::new();
-        self.encoder.success(to, &mut head);
-        vec![head.freeze()]
+    /// The answer where there is none, because of a bug of ours: a client that never gets one would wait for ever. The panic
+    /// itself is in the log.
+    pub(super) fn bug(&self, to: ReplyTo, out: &mut Replies) {
+        self.error(to, Errno::Io, "internal error", out);
     }
 
-    fn serve(&self, to: ReplyTo, command: Command) -> Result<Reply, Refusal> {
+    fn refuse(&self, to: ReplyTo, Refusal { errno, text }: Refusal, out: &mut Replies) {
+        tracing::debug!(cookie = %to.cookie, %errno, text, "request failed");
+        out.clear();
+        self.error(to, errno, text, out);
+    }
+
+    fn serve(&self, to: ReplyTo, command: &Command, out: &mut Replies) -> Result<(), Refusal> {
         // The session has held every range against the size, so `None` is a range of no bytes: nothing to do.
-        match command {
+        match *command {
             Command::Read {
                 offset,
                 length,
                 dont_fragment,
             } => {
                 if let Some(range) = ByteRange::new(offset, length.into()) {
-                    return self.read(to, range, dont_fragment);
+                    self.export
+                        .read(range, self.shape(dont_fragment), &mut out.pieces)?;
+                    self.content(to, out);
+                    return Ok(());
                 }
             }
-            Command::Write { offset, data, fua } => {
+            Command::Write {
+                offset,
+                ref data,
+                fua,
+            } => {
                 if !data.is_empty() {
-                    self.export.write(offset, &data, fua)?;
+                    self.export.write(offset, data, fua)?;
                 }
             }
             Command::Flush => self.export.flush()?,
@@ -112,45 +199,69 @@ impl Answerer {
                 offset,
                 length,
                 req_one,
-                filter,
+                ref filter,
             } => {
                 if let Some(range) = ByteRange::new(offset, length) {
-                    return self.block_status(to, range, req_one, filter.as_deref());
+                    return self.block_status(to, range, req_one, filter.as_deref(), out);
                 }
             }
         }
-        Ok(self.success(to))
+        self.encoder.success(to, out.head());
+        Ok(())
     }
 
-    fn read(&self, to: ReplyTo, range: ByteRange, whole: bool) -> Result<Reply, Refusal> {
-        let shape = if whole || !self.encoder.has_chunks() {
+    fn shape(&self, whole: bool) -> ReadShape {
+        if whole || !self.encoder.has_chunks() {
             ReadShape::Whole
         } else {
             ReadShape::Sparse
-        };
-        let pieces = self.export.read(range, shape)?;
-        let mut reply = Reply::with_capacity(2 * pieces.len());
-        let mut head = BytesMut::new();
-        let count = pieces.len();
-        for (n, piece) in pieces.into_iter().enumerate() {
+        }
+    }
+
+    fn read_at_once(
+        &self,
+        to: ReplyTo,
+        range: ByteRange,
+        whole: bool,
+        out: &mut Replies,
+    ) -> Result<bool, Refusal> {
+        let served = self
+            .export
+            .read_at_once(range, self.shape(whole), &mut out.pieces)?;
+        if served {
+            self.content(to, out);
+        } else {
+            out.pieces.clear();
+        }
+        Ok(served)
+    }
+
+    /// The pieces of a read as a whole reply.
+    fn content(&self, to: ReplyTo, out: &mut Replies) {
+        let mut pieces = std::mem::take(&mut out.pieces);
+        let count = pieces.as_slice().len();
+        for (n, piece) in pieces.drain().enumerate() {
             let done = n + 1 == count;
             match piece {
                 Piece::Data { offset, bytes } => {
-                    self.encoder
-                        .data(to, offset, length_32(bytes.len() as u64), done, &mut head);
-                    reply.push(head.split().freeze());
-                    reply.push(bytes.into());
+                    let length = length_32(bytes.len() as u64);
+                    self.encoder.data(to, offset, length, done, out.head());
+                    out.seal_head();
+                    out.segments.push(Segment::Data(bytes));
+                }
+                Piece::File { range, file } => {
+                    let length = length_32(range.len());
+                    self.encoder.data(to, range.start(), length, done, out.head());
+                    out.seal_head();
+                    out.segments.push(Segment::File { range, file });
                 }
                 Piece::Zeroes(range) => {
-                    self.encoder
-                        .hole(to, range.start(), length_32(range.len()), done, &mut head);
+                    let length = length_32(range.len());
+                    self.encoder.hole(to, range.start(), length, done, out.head());
                 }
             }
         }
-        if !head.is_empty() {
-            reply.push(head.freeze());
-        }
-        Ok(reply)
+        out.pieces = pieces;
     }
 
     fn block_status(
@@ -159,7 +270,8 @@ impl Answerer {
         range: ByteRange,
         req_one: bool,
         filter: Option<&[ContextId]>,
-    ) -> Result<Reply, Refusal> {
+        out: &mut Replies,
+    ) -> Result<(), Refusal> {
         let wanted: Vec<Selected> = self
             .selected
             .iter()
@@ -172,13 +284,12 @@ impl Answerer {
             length: range.len(),
             req_one,
         };
-        let mut head = BytesMut::new();
         for (n, (context, status)) in wanted.iter().zip(&answer).enumerate() {
             let done = n + 1 == answer.len();
             self.encoder
-                .status(to, context.id, query, &status.descriptors, done, &mut head);
+                .status(to, context.id, query, &status.descriptors, done, out.head());
         }
-        Ok(vec![head.freeze()])
+        Ok(())
     }
 }
 
@@ -264,8 +375,7 @@ mod tests {
         }
     }
 
-    fn hex(reply: &Reply) -> Vec<String> {
-        let bytes = reply.concat();
+    fn hex(bytes: &[u8]) -> Vec<String> {
         let words: Vec<String> = bytes
             .chunks(8)
             .map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect())
@@ -290,11 +400,17 @@ mod tests {
     fn request(filter: Option<Vec<ContextId>>) -> String {
         let mut out = BytesMut::new();
         query(filter).encode(HeaderStyle::Extended, TO.cookie, &mut out);
-        hex(&vec![out.freeze()]).join("\n")
+        hex(&out).join("\n")
     }
 
-    fn ask(answerer: &Answerer, filter: Option<Vec<ContextId>>) -> Reply {
-        answerer.answer(TO, query(filter))
+    fn ask(answerer: &Answerer, filter: Option<Vec<ContextId>>) -> Vec<u8> {
+        let mut out = Replies::default();
+        answerer.answer(TO, &query(filter), &mut out);
+        let head = |segment| match segment {
+            Segment::Head(bytes) => bytes,
+            other => panic!("a status is all head: {other:?}"),
+        };
+        out.drain().flat_map(head).collect()
     }
 
     const GOLDEN_QUERY: &str = "21e41c7100000007 00000000000000c0 0000000000000000 0000000000010000";

@@ -2,25 +2,27 @@
 
 use std::io;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::address::Addresses;
 use super::admission::{Admission, Evicted, Ticket};
 use super::exports::{Audience, Exports};
-use super::handshake::{HandshakeError, negotiate};
+use super::handshake::{Accepted, HandshakeError, negotiate};
 use super::limits::{
-    ACCEPT_PAUSE, HANDSHAKES_MAX, Limits, OTHER_DESCRIPTORS, OTHER_THREADS, REQUESTS_MAX,
+    ACCEPT_PAUSE, BLOCKING_MAX, CONNECTION_STACK, HANDSHAKES_MAX, Limits, OTHER_DESCRIPTORS, OTHER_THREADS,
     SESSION_DESCRIPTORS, SHUTDOWN_DEADLINE,
 };
 use super::listener::{AcceptedStream, OpenListener};
-use super::session::transmit;
+use super::session::{SessionError, Shared, transmit};
+use super::stream::Stream;
 use crate::config::Listener;
 use crate::error::Error;
 
@@ -32,7 +34,7 @@ use crate::error::Error;
 pub fn runtime(limits: &Limits) -> io::Result<Runtime> {
     allow_descriptors(limits);
     tokio::runtime::Builder::new_multi_thread()
-        .max_blocking_threads(limits.connections * REQUESTS_MAX + OTHER_THREADS)
+        .max_blocking_threads(limits.connections * BLOCKING_MAX + OTHER_THREADS)
         .enable_all()
         .build()
 }
@@ -96,7 +98,7 @@ impl Server {
         &self.addresses
     }
 
-    /// Serves until `shutdown` is ready; then accepts nothing more, finishes the requests in flight, and ends the
+    /// Serves until `shutdown` is ready, or the one client of standard input and output has gone; then accepts nothing more, finishes the requests in flight, and ends the
     /// connections that are not done within [`SHUTDOWN_DEADLINE`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (close, closing) = watch::channel(false);
@@ -104,13 +106,21 @@ impl Server {
             exports: self.exports,
             admission: Admission::new(&self.limits),
             handshake_deadline: self.limits.handshake_deadline,
+            shared: Shared {
+                threads: Handle::current(),
+                budget: Arc::default(),
+            },
             closing,
         };
         let mut accepting = JoinSet::new();
         for listener in self.listeners {
             accepting.spawn(accept(listener, door.clone()));
         }
-        shutdown.await;
+        tokio::select! {
+            () = shutdown => {}
+            // The only client there could be has gone.
+            () = async { while accepting.join_next().await.is_some() {} } => return,
+        }
         // The receivers are the connections: there may be none.
         let _ = close.send(true);
         let drained = async { while accepting.join_next().await.is_some() {} };
@@ -127,11 +137,12 @@ struct Door {
     exports: Arc<dyn Exports>,
     admission: Arc<Admission>,
     handshake_deadline: Duration,
+    shared: Shared,
     closing: watch::Receiver<bool>,
 }
 
 /// Accepts on one listener until the server closes, then waits for its connections.
-async fn accept(listener: OpenListener, door: Door) {
+async fn accept(mut listener: OpenListener, door: Door) {
     let mut connections = JoinSet::new();
     let mut closed = door.closing.clone();
     loop {
@@ -141,7 +152,8 @@ async fn accept(listener: OpenListener, door: Door) {
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
-            Ok(accepted) => {
+            Ok(None) => break,
+            Ok(Some(accepted)) => {
                 let (ticket, evicted) = door.admission.enter(accepted.peer);
                 let door = door.clone();
                 connections.spawn(connection(accepted, door, listener.audience, ticket, evicted));
@@ -208,18 +220,44 @@ async fn connection(
     };
     let export = accepted.session.requested.as_str().to_owned();
     tracing::debug!(peer, export, style = ?accepted.session.style, "session begins");
-    let (reader, writer) = tokio::io::split(stream);
-    let ended = transmit(
-        reader,
-        writer,
-        accepted.input,
-        accepted.session,
-        accepted.export,
-        closing,
-    )
-    .await;
-    match ended {
+    match session(stream, accepted, door.shared, closing).await {
         Ok(()) => tracing::debug!(peer, export, "session ended"),
         Err(error) => tracing::info!(peer, export, %error, "session ended"),
     }
+}
+
+/// A session, on a thread with a runtime of its own if the stream can go there: no other connection waits while this one copies, and
+/// what wakes it costs no hand-over between threads. It ends with this future.
+async fn session(
+    stream: Box<dyn Stream>,
+    accepted: Accepted,
+    shared: Shared,
+    closing: watch::Receiver<bool>,
+) -> Result<(), SessionError> {
+    let socket = match stream.detach()? {
+        Ok(socket) => socket,
+        Err(stream) => return transmit(stream, accepted, &shared, closing).await,
+    };
+    let (mut end, ended) = oneshot::channel();
+    thread::Builder::new()
+        .name("connection".to_owned())
+        .stack_size(CONNECTION_STACK)
+        .spawn(move || {
+            let served = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(SessionError::from)
+                .and_then(|runtime| {
+                    runtime.block_on(async {
+                        tokio::select! {
+                            served = transmit(socket.attach()?, accepted, &shared, closing) => served,
+                            () = end.closed() => Ok(()),
+                        }
+                    })
+                });
+            // Whoever waited for it may be gone.
+            let _ = end.send(served);
+        })?;
+    // A thread that ended without a word has panicked, and has said so in the log.
+    ended.await.unwrap_or(Ok(()))
 }

@@ -1,27 +1,30 @@
-//! The transmission phase of one connection: requests are read one after another, served side by side, and answered as
-//! they are ready.
+//! The transmission phase of one connection, driven by one thread: requests are decoded, answered here where that needs no wait, on
+//! other threads where it does, and sent as they are ready.
 
-use std::collections::VecDeque;
 use std::io;
-use std::io::IoSlice;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::task::JoinSet;
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use super::budget::{Budget, ServerBudget};
+use super::handshake::Accepted;
 use super::limits::{
-    BYTES_MAX, DESCRIPTOR_COST, EXTENT_LEN_MIN, INPUT_CHUNK, REPLIES_BATCH, REQUESTS_MAX, STATUS_COST,
+    BATCH_BYTES, BATCH_REPLIES, BLOCKING_MAX, DESCRIPTOR_COST, EXTENT_LEN_MIN, INPUT_CHUNK, LINGER,
+    REQUEST_COST, STALL_DEADLINE, STATUS_COST,
 };
-use super::replies::{Answerer, Reply, Selected};
-use crate::export::{ContextIndex, Export};
+use super::outgoing::{Outgoing, Segment};
+use super::replies::{Answerer, Replies, Selected};
+use super::stream::Stream;
+use crate::export::ContextIndex;
 use crate::proto::transmission::{Incoming, ReplyEncoder, RequestDecoder};
 use crate::proto::{Command, Errno, Negotiated, ProtocolError, ReplyTo};
-
-/// Bytes of the in-flight budget are counted in pieces of this size, so that they fit a semaphore.
-const COST_UNIT: usize = 1024;
 
 /// How a session ended, where the client did not end it properly.
 #[derive(Debug, thiserror::Error)]
@@ -35,161 +38,323 @@ pub(super) enum SessionError {
     /// The client closed the connection in the middle of a request.
     #[error("the client left in the middle of a request")]
     CutShort,
+    /// The client takes no replies while others wait for the memory that they take.
+    #[error("the client took no replies for {STALL_DEADLINE:?}, and others need the memory")]
+    Stalled,
 }
 
-/// A reply on its way out, with the budget that it gives back once it is written.
-struct Outgoing {
-    reply: Reply,
-    _budget: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+/// What all sessions of a server share.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    /// Where requests go that have to wait.
+    pub(super) threads: Handle,
+    /// Memory for the requests of all.
+    pub(super) budget: Arc<ServerBudget>,
 }
 
-/// Serves requests until the client disconnects, breaks a rule, or `closing` turns true; requests in flight are
-/// finished in each case. `input` holds what came behind the handshake.
-pub(super) async fn transmit<R, W>(
-    reader: R,
-    writer: W,
-    input: BytesMut,
-    session: Negotiated,
-    export: Arc<dyn Export>,
+/// Serves requests until the client disconnects or breaks a rule, or the server closes; requests in flight are finished in each
+/// case.
+pub(super) async fn transmit(
+    stream: Box<dyn Stream>,
+    accepted: Accepted,
+    shared: &Shared,
     mut closing: watch::Receiver<bool>,
-) -> Result<(), SessionError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin + Send + 'static,
-{
-    let (outgoing, replies) = mpsc::unbounded_channel();
-    // A set, so that the writer ends with this future when the server cannot wait any longer.
-    let mut writing = JoinSet::new();
-    writing.spawn(write_replies(writer, replies));
-    let mut requests = Requests {
-        reader,
-        input,
-        decoder: RequestDecoder::default(),
-        session,
-    };
-    let dispatch = Dispatch::new(&requests.session, export, outgoing);
-    let read = tokio::select! {
-        read = requests.serve(&dispatch) => read,
-        // The writer has failed: nothing that is read could be answered.
-        () = dispatch.outgoing.closed() => Ok(()),
-        _ = closing.wait_for(|closing| *closing) => Ok(()),
-    };
-    // The writer ends when the last request in flight has given its reply.
-    drop(dispatch);
-    let wrote = writing
-        .join_next()
-        .await
-        .map_or(Ok(Ok(())), |wrote| wrote.map_err(io::Error::other))?;
-    read?;
-    Ok(wrote?)
-}
-
-/// The requests of a connection.
-struct Requests<R> {
-    reader: R,
-    input: BytesMut,
-    decoder: RequestDecoder,
-    session: Negotiated,
-}
-
-impl<R: AsyncRead + Unpin> Requests<R> {
-    async fn serve(&mut self, dispatch: &Dispatch) -> Result<(), SessionError> {
-        loop {
-            match self.decoder.decode(&mut self.input, &self.session)? {
-                Some(Incoming::Request { reply_to, command }) => dispatch.start(reply_to, command).await,
-                Some(Incoming::Refused { reply_to, rule }) => {
-                    dispatch.refuse(reply_to, rule.errno(), rule.to_string()).await;
-                }
-                Some(Incoming::Disconnect) => return Ok(()),
-                None => {
-                    self.input.reserve(INPUT_CHUNK);
-                    if self.reader.read_buf(&mut self.input).await? == 0 {
-                        // Some clients close without DISC; between requests nothing is lost by it.
-                        let clean = self.input.is_empty() && self.decoder.is_between_requests();
-                        return if clean {
-                            Ok(())
-                        } else {
-                            Err(SessionError::CutShort)
-                        };
-                    }
+) -> Result<(), SessionError> {
+    let mut session = Session::new(stream, accepted, shared);
+    let mut stall = interval(STALL_DEADLINE);
+    stall.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut linger = None;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = std::future::poll_fn(|cx| session.poll(cx)) => break ended,
+            _ = closing.wait_for(|closing| *closing), if linger.is_none() => {
+                session.closing = true;
+                linger = Some(Instant::now() + LINGER);
+            }
+            () = sleep_until(linger.unwrap_or_else(Instant::now)), if linger.is_some() && !session.finished => {
+                session.finished = true;
+            }
+            _ = stall.tick() => {
+                if session.is_stalled() {
+                    break Err(SessionError::Stalled);
                 }
             }
         }
-    }
+    };
+    // Says goodbye, where the stream has a way to.
+    session.stream.shutdown().await.ok();
+    ended
 }
 
-/// Starts requests within the connection's budget.
-struct Dispatch {
+/// One connection in its transmission phase.
+struct Session {
+    stream: Box<dyn Stream>,
+    input: BytesMut,
+    decoder: RequestDecoder,
+    negotiated: Negotiated,
     answerer: Arc<Answerer>,
-    requests: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-    outgoing: mpsc::UnboundedSender<Outgoing>,
+    replies: Replies,
+    outgoing: Outgoing,
+    budget: Budget,
+    /// A request that the budget had no room for.
+    waiting: Option<Incoming>,
+    threads: Handle,
+    /// Requests that other threads serve, and the answers that they give.
+    blocking: usize,
+    answered: mpsc::UnboundedReceiver<Answered>,
+    answers: mpsc::UnboundedSender<Answered>,
+    /// New requests are refused: the server is closing.
+    closing: bool,
+    /// No more requests are read.
+    finished: bool,
+    /// Why, if it was the client's fault: said when everything before it is answered.
+    fault: Option<SessionError>,
+    /// The stream may keep bytes back that were given to it.
+    unflushed: bool,
+    /// Bytes that were waiting to be sent when last looked at, and not one since then.
+    stuck_at: Option<u64>,
 }
 
-impl Dispatch {
-    fn new(session: &Negotiated, export: Arc<dyn Export>, outgoing: mpsc::UnboundedSender<Outgoing>) -> Self {
+/// A reply from another thread.
+struct Answered {
+    segments: Vec<Segment>,
+    cost: usize,
+}
+
+impl Session {
+    fn new(stream: Box<dyn Stream>, accepted: Accepted, shared: &Shared) -> Self {
+        let Accepted {
+            session: negotiated,
+            export,
+            input,
+        } = accepted;
         let position = |name: &str| export.contexts().iter().position(|known| known.name == name);
-        let selected = session.contexts.iter().filter_map(|context| {
+        let selected = negotiated.contexts.iter().filter_map(|context| {
             Some(Selected {
                 id: context.id,
                 index: ContextIndex(position(context.name.as_str())?),
             })
         });
+        let answerer = Answerer {
+            selected: selected.collect(),
+            encoder: ReplyEncoder::new(&negotiated),
+            export,
+        };
+        let (answers, answered) = mpsc::unbounded_channel();
         Self {
-            answerer: Arc::new(Answerer {
-                selected: selected.collect(),
-                encoder: ReplyEncoder::new(session),
-                export,
-            }),
-            requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
-            bytes: Arc::new(Semaphore::new(BYTES_MAX / COST_UNIT)),
-            outgoing,
+            replies: Replies::new(stream.sends_files()),
+            stream,
+            input,
+            decoder: RequestDecoder::default(),
+            negotiated,
+            answerer: Arc::new(answerer),
+            outgoing: Outgoing::default(),
+            budget: Budget::of(&shared.budget),
+            waiting: None,
+            threads: shared.threads.clone(),
+            blocking: 0,
+            answered,
+            answers,
+            closing: false,
+            finished: false,
+            fault: None,
+            unflushed: false,
+            stuck_at: None,
         }
     }
 
-    /// Waits until the budget has room for `cost` bytes.
-    async fn budget(&self, cost: usize) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-        let units = cost.div_ceil(COST_UNIT).clamp(1, BYTES_MAX / COST_UNIT);
-        let units = u32::try_from(units).expect("the budget fits 32 bits");
-        let request = Arc::clone(&self.requests).acquire_owned().await.ok()?;
-        let bytes = Arc::clone(&self.bytes).acquire_many_owned(units).await.ok()?;
-        Some((request, bytes))
+    /// Does all that can be done without waiting; ready when the session is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SessionError>> {
+        loop {
+            while self.blocking > 0
+                && let Poll::Ready(Some(Answered { segments, cost })) = self.answered.poll_recv(cx)
+            {
+                self.blocking -= 1;
+                self.outgoing.push(segments, cost);
+            }
+            let served = self.serve(cx);
+            let sent = self.send(cx)?;
+            if self.is_over() {
+                return Poll::Ready(self.fault.take().map_or(Ok(()), Err));
+            }
+            let read = !self.finished && self.waiting.is_none() && self.read(cx)?;
+            if !(served || sent || read) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Whether nothing more is to come from either side.
+    fn is_over(&self) -> bool {
+        self.finished
+            && self.waiting.is_none()
+            && self.blocking == 0
+            && self.outgoing.is_empty()
+            && !self.unflushed
+    }
+
+    /// Serves requests that are here, up to a batch of replies; whether there was one.
+    fn serve(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut any = false;
+        while self.outgoing.replies() < BATCH_REPLIES && self.outgoing.len() < BATCH_BYTES {
+            let Some(incoming) = self.waiting.take().or_else(|| self.decode()) else {
+                break;
+            };
+            if let Some(incoming) = self.start(incoming, cx) {
+                self.waiting = Some(incoming);
+                break;
+            }
+            any = true;
+        }
+        any
+    }
+
+    /// The next request, if it is here. A fault or the end lets no more of them come.
+    fn decode(&mut self) -> Option<Incoming> {
+        if self.finished {
+            return None;
+        }
+        match self.decoder.decode(&mut self.input, &self.negotiated) {
+            Ok(Some(Incoming::Disconnect)) => self.finished = true,
+            Ok(other) => return other,
+            Err(fault) => {
+                self.finished = true;
+                self.fault = Some(fault.into());
+            }
+        }
+        None
+    }
+
+    /// Starts a request, or gives it back if there is no room for it now.
+    fn start(&mut self, incoming: Incoming, cx: &mut Context<'_>) -> Option<Incoming> {
+        let needed = match &incoming {
+            Incoming::Request { command, .. } if self.blocking < BLOCKING_MAX => cost(command),
+            Incoming::Request { .. } => return Some(incoming),
+            // It counts too: a client could send such requests and never read the answers.
+            Incoming::Refused { .. } | Incoming::Disconnect => REQUEST_COST,
+        };
+        let Poll::Ready(cost) = self.budget.poll_take(needed, cx) else {
+            return Some(incoming);
+        };
+        match incoming {
+            Incoming::Request { reply_to, .. } if self.closing => {
+                let text = "the server is shutting down";
+                self.answerer
+                    .error(reply_to, Errno::Shutdown, text, &mut self.replies);
+                self.push(cost);
+            }
+            Incoming::Request { reply_to, command } => {
+                let (answerer, replies) = (&self.answerer, &mut self.replies);
+                let at_once = catch_unwind(AssertUnwindSafe(|| {
+                    answerer.answer_at_once(reply_to, &command, replies)
+                }));
+                match at_once {
+                    Ok(true) => self.push(cost),
+                    Ok(false) => self.hand_off(reply_to, command, cost),
+                    Err(_) => {
+                        self.replies = Replies::new(self.stream.sends_files());
+                        self.answerer.bug(reply_to, &mut self.replies);
+                        self.push(cost);
+                    }
+                }
+            }
+            Incoming::Refused { reply_to, rule } => {
+                let (errno, text) = (rule.errno(), rule.to_string());
+                tracing::debug!(cookie = %reply_to.cookie, %errno, text, "request refused");
+                self.answerer.error(reply_to, errno, text, &mut self.replies);
+                self.push(cost);
+            }
+            Incoming::Disconnect => self.finished = true,
+        }
+        None
+    }
+
+    /// Queues the reply that was just written. Bytes that are sent by reference take no memory of ours.
+    fn push(&mut self, cost: usize) {
+        let segments: Vec<Segment> = self.replies.drain().collect();
+        let by_reference = segments.iter().any(|s| matches!(s, Segment::File { .. }));
+        let cost = if by_reference {
+            self.budget.keep(cost, REQUEST_COST)
+        } else {
+            cost
+        };
+        self.outgoing.push(segments, cost);
     }
 
     /// Serves a request on a thread that may block.
-    async fn start(&self, to: ReplyTo, command: Command) {
-        let budget = self.budget(cost(&command)).await;
+    fn hand_off(&mut self, to: ReplyTo, command: Command, cost: usize) {
         let answerer = Arc::clone(&self.answerer);
-        let outgoing = self.outgoing.clone();
-        tokio::task::spawn_blocking(move || {
-            let reply = catch_unwind(AssertUnwindSafe(|| answerer.answer(to, command)));
-            // A client that never gets its answer would wait for ever; the panic itself is in the log.
-            let reply = reply.unwrap_or_else(|_| answerer.error(to, Errno::Io, "internal error"));
-            // Nobody to write it to: the connection is gone.
-            let _ = outgoing.send(Outgoing {
-                reply,
-                _budget: budget,
-            });
+        let answers = self.answers.clone();
+        let memory = match &command {
+            Command::Read { length, .. } => usize::try_from(*length).unwrap_or(0),
+            _ => 0,
+        };
+        let mut replies = Replies::with(self.replies.pieces.for_another(memory));
+        self.blocking += 1;
+        self.threads.spawn_blocking(move || {
+            let answered = catch_unwind(AssertUnwindSafe(|| {
+                answerer.answer(to, &command, &mut replies);
+            }));
+            if answered.is_err() {
+                replies = Replies::default();
+                answerer.bug(to, &mut replies);
+            }
+            let segments = replies.drain().collect();
+            // Nobody to send it: the connection is gone.
+            let _ = answers.send(Answered { segments, cost });
         });
     }
 
-    /// Answers a request that is not served. It counts against the budget too: a client could send such requests and
-    /// never read the answers.
-    async fn refuse(&self, to: ReplyTo, errno: Errno, text: String) {
-        tracing::debug!(cookie = %to.cookie, %errno, text, "request refused");
-        let budget = self.budget(text.len()).await;
-        let reply = self.answerer.error(to, errno, text);
-        // Nobody to write it to: the connection is gone.
-        let _ = self.outgoing.send(Outgoing {
-            reply,
-            _budget: budget,
-        });
+    /// Sends what the stream takes; whether it took something.
+    fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, SessionError> {
+        let mut any = false;
+        while !self.outgoing.is_empty() {
+            let pieces = &mut self.replies.pieces;
+            match self.outgoing.poll_send(cx, self.stream.as_mut(), pieces) {
+                Poll::Ready(sent) => sent?,
+                Poll::Pending => return Ok(any),
+            }
+            any = true;
+            while let Some(cost) = self.outgoing.pop_sent() {
+                self.budget.give_back(cost);
+            }
+        }
+        self.unflushed |= any;
+        // Nothing to do for a socket; a stream that encrypts keeps back what the socket did not take.
+        if self.unflushed && Pin::new(&mut self.stream).poll_flush(cx)?.is_ready() {
+            self.unflushed = false;
+        }
+        Ok(any)
+    }
+
+    /// Reads what is there; whether there was something.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, SessionError> {
+        self.input.reserve(INPUT_CHUNK);
+        let Poll::Ready(count) = poll_read_buf(&mut self.stream, &mut self.input, cx)? else {
+            return Ok(false);
+        };
+        if count == 0 {
+            self.finished = true;
+            // Some clients close without DISC; between requests nothing is lost by it.
+            let clean = self.input.is_empty() && self.decoder.is_between_requests();
+            self.fault = (!clean).then_some(SessionError::CutShort);
+        }
+        Ok(true)
+    }
+
+    /// Whether the client took nothing since this was last asked, while somebody else waits for memory.
+    fn is_stalled(&mut self) -> bool {
+        let sent = (!self.outgoing.is_empty()).then(|| self.outgoing.sent());
+        let stuck = sent.is_some() && sent == self.stuck_at;
+        self.stuck_at = sent;
+        stuck && self.budget.is_wanted()
     }
 }
 
 /// Bytes of memory that a request may need.
 fn cost(command: &Command) -> usize {
-    match command {
+    let data = match command {
         Command::Read { length, .. } => usize::try_from(*length).unwrap_or(usize::MAX),
         Command::Write { data, .. } => data.len(),
         Command::BlockStatus {
@@ -204,52 +369,19 @@ fn cost(command: &Command) -> usize {
         Command::BlockStatus { req_one: true, .. }
         | Command::Flush
         | Command::Trim { .. }
-        | Command::WriteZeroes { .. } => COST_UNIT,
-    }
+        | Command::WriteZeroes { .. } => 0,
+    };
+    data.saturating_add(REQUEST_COST)
 }
 
-/// Writes replies as they come, several in one system call, until all senders are gone.
-async fn write_replies<W: AsyncWrite + Unpin>(
-    mut writer: W,
-    mut replies: mpsc::UnboundedReceiver<Outgoing>,
-) -> io::Result<()> {
-    let mut batch = Vec::with_capacity(REPLIES_BATCH);
-    while replies.recv_many(&mut batch, REPLIES_BATCH).await > 0 {
-        let mut buffers = Buffers(batch.iter_mut().flat_map(|out| out.reply.drain(..)).collect());
-        writer.write_all_buf(&mut buffers).await?;
-        batch.clear();
-    }
-    writer.flush().await
-}
-
-/// Several buffers that are written as one.
-struct Buffers(VecDeque<Bytes>);
-
-impl Buf for Buffers {
-    fn remaining(&self) -> usize {
-        self.0.iter().map(Bytes::len).sum()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.0.front().map_or(&[], |first| first)
-    }
-
-    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        for (slice, buffer) in slices.iter_mut().zip(&self.0) {
-            *slice = IoSlice::new(buffer);
-        }
-        slices.len().min(self.0.len())
-    }
-
-    fn advance(&mut self, mut count: usize) {
-        while let Some(first) = self.0.front_mut() {
-            if count < first.len() {
-                first.advance(count);
-                return;
-            }
-            count -= first.len();
-            self.0.pop_front();
-        }
-        assert_eq!(count, 0, "not more is written than there is");
+/// Reads into the free space of `input`.
+fn poll_read_buf(
+    stream: &mut Box<dyn Stream>,
+    input: &mut BytesMut,
+    cx: &mut Context<'_>,
+) -> io::Result<Poll<usize>> {
+    match std::pin::pin!(stream.read_buf(input)).poll(cx) {
+        Poll::Ready(count) => Ok(Poll::Ready(count?)),
+        Poll::Pending => Ok(Poll::Pending),
     }
 }

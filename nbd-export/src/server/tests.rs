@@ -13,11 +13,11 @@ use tokio::task::JoinHandle;
 use volmap::frozen::FrozenImage;
 use volmap::range::ByteRange;
 
-use super::limits::{BYTES_MAX, HANDSHAKES_MAX, Limits, REQUESTS_MAX};
+use super::limits::{BLOCKING_MAX, BYTES_MAX, HANDSHAKES_MAX, Limits};
 use super::{Audience, Exports, Offer, Server};
 use crate::config::Listener;
 use crate::export::{
-    BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, FrozenExport, Piece, ReadShape,
+    BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, FrozenExport, Pieces, ReadShape,
     scripted::{MIB, Scripted},
 };
 use crate::proto::constants::OptionCode;
@@ -86,16 +86,15 @@ impl Export for Slow {
         &[]
     }
 
-    fn read(&self, range: ByteRange, _: ReadShape) -> Result<Vec<Piece>, ExportError> {
+    fn read(&self, range: ByteRange, _: ReadShape, out: &mut Pieces) -> Result<(), ExportError> {
         assert_ne!(range.start(), 4711, "a bug of ours");
         let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(inside, Ordering::SeqCst);
         std::thread::sleep(self.wait);
         self.inside.fetch_sub(1, Ordering::SeqCst);
-        Ok(vec![Piece::Data {
-            offset: range.start(),
-            bytes: vec![1; usize::try_from(range.len()).unwrap()],
-        }])
+        out.data(range.start(), usize::try_from(range.len()).unwrap())
+            .fill(1);
+        Ok(())
     }
 
     fn block_status(&self, _: ByteRange, _: &[ContextIndex], _: bool) -> Result<BlockStatus, ExportError> {
@@ -130,7 +129,7 @@ impl Export for Dead {
         &[]
     }
 
-    fn read(&self, _: ByteRange, _: ReadShape) -> Result<Vec<Piece>, ExportError> {
+    fn read(&self, _: ByteRange, _: ReadShape, _: &mut Pieces) -> Result<(), ExportError> {
         let alive = self.alive.0.lock().unwrap();
         let _alive = self.alive.1.wait_while(alive, |alive| !*alive).unwrap();
         Err(ExportError::Unsupported("too late"))
@@ -378,7 +377,7 @@ async fn a_pipelined_answer_is_never_older_than_its_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_in_flight_are_bounded_by_number_and_by_bytes() {
     for (length, count, most) in [
-        (1, REQUESTS_MAX * 2, REQUESTS_MAX),
+        (1, BLOCKING_MAX * 2, BLOCKING_MAX),
         (32 << 20, 4, BYTES_MAX / (32 << 20)),
     ] {
         let slow = Slow::new(Duration::from_millis(200));
@@ -399,7 +398,7 @@ async fn requests_in_flight_are_bounded_by_number_and_by_bytes() {
 #[test]
 fn a_dead_disk_costs_only_its_own_clients() {
     // More connections than tokio's own limit of 512 threads has room for.
-    let connections = 512 / REQUESTS_MAX + 1;
+    let connections = 512 / BLOCKING_MAX + 1;
     let dead = Dead::default();
     let runtime = super::runtime(&Limits::default()).unwrap();
     runtime.block_on(async {
@@ -408,7 +407,7 @@ fn a_dead_disk_costs_only_its_own_clients() {
         let mut stuck = Vec::new();
         for _ in 0..connections {
             let mut session = server.session("w", HeaderStyle::Structured, &[]).await;
-            for _ in 0..REQUESTS_MAX {
+            for _ in 0..BLOCKING_MAX {
                 session.submit(&read(0, 1));
             }
             session.stream.write_all_buf(&mut session.output).await.unwrap();

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -32,14 +32,17 @@ pub(super) trait Hold: Send + Sync {
     fn end(&self);
 
     /// The file that is read.
-    fn file(&self) -> &File;
+    fn file(&self) -> &Arc<File>;
+
+    /// Whether nobody will ever write to the file again, whatever becomes of this hold.
+    fn is_for_ever(&self) -> bool;
 }
 
 /// A block device. Nothing proves that nobody writes to it; but it has to stay the same device, and where it was frozen *because*
 /// it is read-only, it has to stay so.
 #[derive(Debug)]
 pub(super) struct DeviceHold {
-    file: File,
+    file: Arc<File>,
     read_only: bool,
     size: u64,
     /// `None` where the kernel keeps no count.
@@ -56,7 +59,7 @@ impl DeviceHold {
             read_only,
             size: block_device::size(&file)?,
             sequence: sequence(&file)?,
-            file,
+            file: Arc::new(file),
         })
     }
 }
@@ -90,15 +93,19 @@ impl Hold for DeviceHold {
 
     fn end(&self) {}
 
-    fn file(&self) -> &File {
+    fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    fn is_for_ever(&self) -> bool {
+        false
     }
 }
 
 /// A file held by a read lease, and by `+i` where that is possible.
 #[derive(Debug)]
 pub(super) struct FileHold {
-    file: File,
+    file: Arc<File>,
     /// Whether a lease is the witness of the content; without one, only the operator's word is.
     leased: bool,
     /// The change time since the file became immutable, where that is the witness of the mapping.
@@ -114,7 +121,7 @@ impl FileHold {
     /// A file on which a read lease was taken.
     pub(super) fn leased(file: File) -> Self {
         Self {
-            file,
+            file: Arc::new(file),
             leased: true,
             pinned: None,
             made_immutable: false,
@@ -175,6 +182,12 @@ impl FileHold {
         Ok(())
     }
 
+    fn release(&self) {
+        if let Err(error) = lease::release(&self.file) {
+            tracing::warn!(%error, "a lease could not be released; closing the file will");
+        }
+    }
+
     fn undo(&self) {
         if self.made_immutable
             && let Err(error) = inode_flags::set_immutable(&self.file, false)
@@ -225,21 +238,28 @@ impl Hold for FileHold {
         }
     }
 
+    /// Whoever took the flag off a clone of ours waits as long as the kernel lets him (`lease-break-time`): pages that were sent by
+    /// reference may still be on their way.
     fn let_openers_in(&self) {
-        if let Err(error) = lease::release(&self.file) {
-            tracing::warn!(%error, "a lease could not be released; closing the file will");
+        if !self.is_for_ever() {
+            self.release();
         }
     }
 
     fn end(&self) {
         self.ended.call_once(|| {
             self.undo();
-            self.let_openers_in();
+            self.release();
         });
     }
 
-    fn file(&self) -> &File {
+    fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// A clone of ours that was immutable before the lease showed that nobody had it open for writing. It goes with this hold.
+    fn is_for_ever(&self) -> bool {
+        self.clone.is_some() && self.leased && self.pinned.is_some()
     }
 }
 

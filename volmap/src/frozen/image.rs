@@ -1,11 +1,13 @@
 //! The trait of frozen images and the words they describe themselves with.
 
+use std::fs::File;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
 use crate::generation::Generation;
-use crate::map::Content;
+use crate::map::{Content, Extent};
 use crate::range::ByteRange;
 use crate::store::{Place, StoreGraph};
 
@@ -68,6 +70,18 @@ pub struct StatusExtent {
     pub place: Option<Place>,
 }
 
+impl From<Extent> for StatusExtent {
+    /// Content without a location.
+    fn from(Extent { range, content }: Extent) -> Self {
+        Self {
+            range,
+            content,
+            generation: Generation::NEVER_DIRECT,
+            place: None,
+        }
+    }
+}
+
 /// Why a frozen image gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum FrozenError {
@@ -96,6 +110,43 @@ pub trait FrozenImage: Send + Sync {
     /// # Errors
     /// [`FrozenError::Gone`].
     fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError>;
+
+    /// What `range` holds, in order and without gaps from its start: all of it, or the first `limit` (at least 1) extents of
+    /// it. Cheaper than [`status`](Self::status) where no location is wanted: content does not move.
+    ///
+    /// # Errors
+    /// [`FrozenError::Gone`].
+    fn content(&self, range: ByteRange, limit: usize) -> Result<Vec<Extent>, FrozenError> {
+        let extents = self.status(range, limit)?.into_iter();
+        Ok(extents
+            .map(|StatusExtent { range, content, .. }| Extent { range, content })
+            .collect())
+    }
+
+    /// Whether [`status`](Self::status) and [`content`](Self::content) never wait for a device or a lock that is held
+    /// across a wait.
+    fn answers_at_once(&self) -> bool {
+        false
+    }
+
+    /// As [`read_at`](Self::read_at), if that needs no wait for a device; `false` and nothing of use in `buf` if it would.
+    ///
+    /// # Errors
+    /// [`FrozenError`].
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool, FrozenError> {
+        let _ = (offset, buf);
+        Ok(false)
+    }
+
+    /// A file that holds the bytes of `range` at the same offsets, in the page cache at this moment, and that nobody will ever
+    /// write again, not after a thaw either: such bytes may be sent by reference (law H5).
+    ///
+    /// # Errors
+    /// [`FrozenError::Gone`].
+    fn immutable_file(&self, range: ByteRange) -> Result<Option<Arc<File>>, FrozenError> {
+        let _ = range;
+        Ok(None)
+    }
 
     /// Fills `buf` with the frozen bytes from `offset` on. The range lies within the size. On an error the buffer
     /// holds nothing of use.

@@ -1,17 +1,19 @@
 //! The frozen image of a file or device that stays where it is: what `reflink`, `quiesce` and `static` have in common.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use super::hold::Hold;
 use super::{Description, FrozenError, FrozenImage, Stability, StatusExtent};
 use crate::generation::{Generation, GenerationClock};
 use crate::layers::{LayerWitness, Mapping, VolumeKind};
-use crate::map::Content;
+use crate::map::{Content, Extent};
 use crate::range::ByteRange;
-use crate::storage::{ALIGNMENT, AlignedBuffer};
+use crate::storage::{ALIGNMENT, AlignedBuffer, is_aligned};
 use crate::store::{Place, StoreGraph, StoreId};
+use crate::sys::page_cache;
 
 /// Bytes that a block device is read in at most at a time: memory for one reader.
 const DEVICE_READ_MAX: usize = 1 << 20;
@@ -119,6 +121,14 @@ impl PinnedImage {
         }
     }
 
+    /// The pieces of `range`, clipped to it.
+    fn pieces_of(&self, range: ByteRange) -> impl Iterator<Item = (ByteRange, &Piece)> {
+        let first = self.pieces.partition_point(|p| p.range.end() <= range.start());
+        self.pieces[first..]
+            .iter()
+            .map_while(move |piece| Some((piece.range.intersection(range)?, piece)))
+    }
+
     fn copy(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         match self.kind {
             VolumeKind::File | VolumeKind::DeclaredDisk => self.hold.file().read_exact_at(buf, offset),
@@ -128,6 +138,9 @@ impl PinnedImage {
 
     /// The page cache of a block device is not coherent with what other machines, or file systems, do; so past it.
     fn copy_direct(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if is_aligned(offset, buf) {
+            return self.hold.file().read_exact_at(buf, offset);
+        }
         let mut at = offset;
         for part in buf.chunks_mut(DEVICE_READ_MAX) {
             let before = usize::try_from(at % ALIGNMENT as u64).map_err(io::Error::other)?;
@@ -205,15 +218,13 @@ impl FrozenImage for PinnedImage {
         // Both witnesses are sampled now, after the request came in (law H4).
         let generation = self.check_mapping();
         self.check_content()?;
-        let first = self.pieces.partition_point(|p| p.range.end() <= range.start());
-        let answer = self.pieces[first..].iter().map_while(|piece| {
-            let clipped = piece.range.intersection(range)?;
+        let answer = self.pieces_of(range).map(|(clipped, piece)| {
             let place = (piece.located && generation.is_direct()).then_some(Place {
                 store: self.top,
                 offset: clipped.start(),
             });
             let zero = piece.content != Content::Data;
-            Some(StatusExtent {
+            StatusExtent {
                 range: clipped,
                 content: piece.content,
                 generation: if place.is_some() || zero {
@@ -222,9 +233,50 @@ impl FrozenImage for PinnedImage {
                     Generation::NEVER_DIRECT
                 },
                 place,
-            })
+            }
         });
         Ok(answer.take(limit.max(1)).collect())
+    }
+
+    fn content(&self, range: ByteRange, limit: usize) -> Result<Vec<Extent>, FrozenError> {
+        self.check_content()?;
+        let answer = self.pieces_of(range).map(|(range, piece)| Extent {
+            range,
+            content: piece.content,
+        });
+        Ok(answer.take(limit.max(1)).collect())
+    }
+
+    fn answers_at_once(&self) -> bool {
+        true
+    }
+
+    /// The page cache of a block device is not read, see `copy_direct`.
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool, FrozenError> {
+        if self.kind == VolumeKind::BlockDevice {
+            return Ok(false);
+        }
+        let mut got = 0;
+        while got < buf.len() {
+            match page_cache::read_cached(self.hold.file(), &mut buf[got..], offset + got as u64) {
+                Ok(0) => return Ok(false),
+                Ok(count) => got += count,
+                // Whoever reads it with patience finds out what is wrong.
+                Err(_) => return Ok(false),
+            }
+        }
+        self.check_content()?;
+        Ok(true)
+    }
+
+    fn immutable_file(&self, range: ByteRange) -> Result<Option<Arc<File>>, FrozenError> {
+        if !self.hold.is_for_ever() || self.kind == VolumeKind::BlockDevice {
+            return Ok(None);
+        }
+        self.check_content()?;
+        let file = self.hold.file();
+        let cached = page_cache::is_cached(file, range.start(), range.len()).unwrap_or(false);
+        Ok(cached.then(|| Arc::clone(file)))
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {

@@ -13,6 +13,7 @@ mod settle;
 mod standing;
 mod storage_file;
 
+pub(crate) use aligned::is_aligned;
 pub use aligned::{ALIGNMENT, AlignedBuffer};
 pub use backing::Backing;
 pub use error::StorageError;

@@ -16,9 +16,11 @@ pub mod device_mapper;
 mod device_number;
 pub mod fiemap;
 pub mod file_system;
+pub mod inherited;
 pub mod inode_flags;
 mod ioctl;
 pub mod lease;
 pub mod loop_device;
+pub mod page_cache;
 
 pub use device_number::DeviceNumber;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nbd_export::config::Listener;
 use nbd_export::export::{
-    BlockStatus, Context, ContextIndex, ContextStatus, Export, ExportError, ExportInfo, Piece, ReadShape,
+    BlockStatus, Context, ContextIndex, ContextStatus, Export, ExportError, ExportInfo, Pieces, ReadShape,
 };
 use nbd_export::proto::{BlockSizes, Descriptor};
 use nbd_export::server::{Audience, Exports, Offer, Server};
@@ -58,8 +58,9 @@ impl Export for Image {
         &self.contexts
     }
 
-    fn read(&self, range: ByteRange, _: ReadShape) -> Result<Vec<Piece>, ExportError> {
-        Ok(vec![Piece::Zeroes(range)])
+    fn read(&self, range: ByteRange, _: ReadShape, out: &mut Pieces) -> Result<(), ExportError> {
+        out.zeroes(range);
+        Ok(())
     }
 
     fn block_status(

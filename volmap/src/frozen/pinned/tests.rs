@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use uuid::Uuid;
@@ -17,11 +17,12 @@ const NEVER: usize = usize::MAX;
 
 /// Counts the questions, and answers "lost" from some of them on.
 struct Script {
-    file: File,
+    file: Arc<File>,
     content_asked: AtomicUsize,
     content_lost_from: AtomicUsize,
     mapping_lost: AtomicUsize,
     ended: AtomicUsize,
+    for_ever: AtomicBool,
 }
 
 /// A hold that shares its script with the test.
@@ -50,8 +51,12 @@ impl Hold for Scripted {
         self.0.ended.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn file(&self) -> &File {
+    fn file(&self) -> &Arc<File> {
         &self.0.file
+    }
+
+    fn is_for_ever(&self) -> bool {
+        self.0.for_ever.load(Ordering::SeqCst)
     }
 }
 
@@ -65,11 +70,12 @@ fn image() -> (PinnedImage, Arc<Script>) {
     let mut graph = StoreGraph::new();
     let mapping = layers.map(&mut graph, file.as_file(), file.path()).unwrap();
     let script = Arc::new(Script {
-        file: file.into_file(),
+        file: Arc::new(file.into_file()),
         content_asked: AtomicUsize::new(0),
         content_lost_from: AtomicUsize::new(NEVER),
         mapping_lost: AtomicUsize::new(0),
         ended: AtomicUsize::new(0),
+        for_ever: AtomicBool::new(false),
     });
     let description = Description {
         uuid: Uuid::from_u128(1),
@@ -104,6 +110,52 @@ fn bytes_that_were_copied_while_the_content_was_lost_are_not_given_out() {
         image.read_at(0, &mut [0; 16]),
         Err(FrozenError::Gone(_))
     ));
+}
+
+#[test]
+fn bytes_from_the_page_cache_are_held_against_the_witness_too() {
+    let (image, script) = image();
+    let mut bytes = [0; 16];
+    assert!(image.read_cached(0, &mut bytes).unwrap());
+    assert_eq!(bytes, [7; 16]);
+    let asked = script.content_asked.load(Ordering::SeqCst);
+    script.content_lost_from.store(asked, Ordering::SeqCst);
+    assert!(matches!(
+        image.read_cached(0, &mut bytes),
+        Err(FrozenError::Gone(_))
+    ));
+}
+
+#[test]
+fn only_a_file_that_nobody_will_write_again_is_given_out() {
+    let (image, script) = image();
+    let range = ByteRange::new(0, 4096).unwrap();
+    image.read_at(0, &mut [0; 4096]).unwrap();
+    assert!(image.immutable_file(range).unwrap().is_none());
+    script.for_ever.store(true, Ordering::SeqCst);
+    // Before Linux 6.5 nobody can tell what is in the page cache, and everything is copied.
+    if page_cache::is_cached(&script.file, 0, 4096).is_ok() {
+        assert!(image.immutable_file(range).unwrap().is_some());
+    }
+    script.content_lost_from.store(0, Ordering::SeqCst);
+    assert!(matches!(image.immutable_file(range), Err(FrozenError::Gone(_))));
+}
+
+#[test]
+fn content_asks_no_witness_of_the_mapping() {
+    let (image, script) = image();
+    script.mapping_lost.store(1, Ordering::SeqCst);
+    let all = ByteRange::new(0, 8192).unwrap();
+    let contents = |limit| -> Vec<Content> {
+        let extents = image.content(all, limit).unwrap();
+        extents.iter().map(|e| e.content).collect()
+    };
+    assert_eq!(contents(10), [Content::Data, Content::Hole]);
+    assert_eq!(contents(1), [Content::Data]);
+    script.mapping_lost.store(0, Ordering::SeqCst);
+    assert!(status(&image).unwrap()[0].generation.is_direct());
+    script.content_lost_from.store(0, Ordering::SeqCst);
+    assert!(matches!(image.content(all, 10), Err(FrozenError::Gone(_))));
 }
 
 #[test]
