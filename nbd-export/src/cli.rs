@@ -36,6 +36,7 @@ pub enum ErrorFormat {
 
 /// The verbs; each has a file of its own in `command`.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one in the life of a process")]
 pub enum Verb {
     /// Serve volumes as frozen images, and origins read-write under copy-before-write.
     Serve(ServeArgs),
@@ -63,8 +64,8 @@ pub struct ServeArgs {
     /// Where old data is kept for the origin at the same position on the command line. SIZE takes K, M, G, T.
     #[arg(long, value_name = "PATH[,size=SIZE]")]
     pub copy_area: Vec<String>,
-    /// Listen on a Unix socket (all exports).
-    #[arg(long, value_name = "PATH")]
+    /// Listen on a Unix socket (all exports). With tls=off it goes without TLS where --tls-dir is given: only this user gets in.
+    #[arg(long, value_name = "PATH[,tls=off]")]
     pub socket: Vec<PathBuf>,
     /// Listen on TCP (read-only exports).
     #[arg(long, value_name = "ADDR:PORT")]
@@ -75,6 +76,13 @@ pub struct ServeArgs {
     /// Listen on TCP (all exports, writable ones too).
     #[arg(long, value_name = "ADDR:PORT")]
     pub origin_listen: Vec<String>,
+    /// Encrypt, and let only clients in that have a certificate of the authority in this directory, which holds ca-cert.pem,
+    /// server-cert.pem and server-key.pem, and ca-crl.pem where certificates were revoked.
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// Whether every listener demands TLS; require if --tls-dir is given.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub tls: Option<TlsMode>,
     /// How volumes are frozen.
     #[arg(long, value_enum, value_name = "METHOD", default_value = "auto")]
     pub freeze: FreezeMethod,
@@ -110,6 +118,15 @@ pub struct ServeArgs {
     /// The control socket.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+}
+
+/// Whether there is TLS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum TlsMode {
+    /// Nothing is told before TLS.
+    Require,
+    /// There is none.
+    Off,
 }
 
 /// How volumes are frozen.

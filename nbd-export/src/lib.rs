@@ -10,4 +10,5 @@ pub mod fuzzing;
 pub mod host;
 pub mod proto;
 pub mod server;
+pub mod tls;
 pub mod uri;

@@ -12,6 +12,7 @@ pub mod digest;
 pub mod disk;
 pub mod image;
 pub mod peer;
+pub mod pki;
 pub mod program;
 pub mod rust_nbd;
 pub mod site;

@@ -76,6 +76,7 @@ impl Peer {
         NbdUri {
             address: NbdAddress::Unix(self.socket.clone()),
             export: ExportName::new(export).unwrap(),
+            tls: None,
         }
     }
 

@@ -15,4 +15,5 @@ mod lies_on;
 mod off_host;
 mod restore;
 mod serving;
+mod tls;
 mod walls;

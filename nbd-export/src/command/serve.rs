@@ -12,6 +12,7 @@ use crate::config::{ControlPath, Inherited, Listener, ServeConfig};
 use crate::error::{Error, ErrorKind};
 use crate::host::{Host, control};
 use crate::server::{BindError, Server, UnixSocket, runtime};
+use crate::tls::ServerTls;
 
 pub(super) fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<(), Error> {
     let inherited = Inherited::take(args.single, args.ready_fd)?;
@@ -28,15 +29,19 @@ pub(super) fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<(), Error> {
 async fn serve(config: &mut ServeConfig, mut readiness: Readiness, out: &mut dyn Write) -> Result<(), Error> {
     // Before anything is opened: a signal from here on ends in an orderly way.
     let signals = Signals::catch()?;
+    let tls = load_tls(config)?;
     let host = Arc::new(Host::open(config)?);
     let listeners = mem::take(&mut config.listeners);
-    let server = Server::bind(&listeners, host.clone())
+    let mut server = Server::bind(&listeners, host.clone())
         .await?
         .within(config.limits);
+    if let Some(tls) = tls {
+        server = server.requiring_tls(tls);
+    }
     let control = config.control.as_ref().map(open_control).transpose()?.flatten();
     host.publish_at(server.addresses().clone());
     for listener in &listeners {
-        if let Listener::Unix { path } = listener {
+        if let Listener::Unix { path, .. } = listener {
             tracing::info!(socket = %path.display(), "listening");
         }
     }
@@ -63,6 +68,14 @@ async fn serve(config: &mut ServeConfig, mut readiness: Readiness, out: &mut dyn
     // Clones, leases and flags are given back also when the start failed half-way.
     host.close();
     served
+}
+
+/// What the TLS directory holds, if there shall be TLS.
+fn load_tls(config: &ServeConfig) -> Result<Option<ServerTls>, Error> {
+    let load = |directory| {
+        ServerTls::load(directory).map_err(|why| Error::caused(ErrorKind::Listen, "--tls-dir", why))
+    };
+    config.tls_directory.as_deref().map(load).transpose()
 }
 
 /// Freezes what is to be frozen at start.

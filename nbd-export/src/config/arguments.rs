@@ -1,6 +1,8 @@
 //! How arguments with an equals sign are split: paths hold colons, commas and equals signs.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -115,6 +117,15 @@ pub(super) fn named(option: &str, argument: &str) -> Result<(VolumeName, PathBuf
         return Err(usage(argument, option, "there is no path behind the '='"));
     }
     Ok((name, PathBuf::from(path)))
+}
+
+/// `PATH[,tls=off]`: the path, and whether it goes without TLS.
+pub(super) fn socket(argument: &Path) -> (PathBuf, bool) {
+    let bytes = argument.as_os_str().as_bytes();
+    match bytes.strip_suffix(b",tls=off") {
+        Some(path) => (OsStr::from_bytes(path).into(), true),
+        None => (argument.to_owned(), false),
+    }
 }
 
 /// `PATH[,size=SIZE]`: only a trailing `,size=` is split off.

@@ -24,8 +24,8 @@ pub fn control_path(given: Option<&Path>) -> PathBuf {
     given.map_or_else(|| runtime_path(CONTROL_NAME), Path::to_owned)
 }
 
-/// All addresses of `ADDR:PORT`. Without `insecure_plaintext` none may be beyond this machine.
-pub(super) fn tcp(option: &str, argument: &str, insecure_plaintext: bool) -> Result<Vec<SocketAddr>, Error> {
+/// All addresses of `ADDR:PORT`. Unless `beyond_allowed` none may be beyond this machine.
+pub(super) fn tcp(option: &str, argument: &str, beyond_allowed: bool) -> Result<Vec<SocketAddr>, Error> {
     let addresses: Vec<SocketAddr> = argument
         .to_socket_addrs()
         .map_err(|error| Error::caused(ErrorKind::Usage, format!("{option} {argument}"), error))?
@@ -37,22 +37,22 @@ pub(super) fn tcp(option: &str, argument: &str, insecure_plaintext: bool) -> Res
         ));
     }
     for address in &addresses {
-        reachable(&format!("{option} {argument}"), *address, insecure_plaintext)?;
+        reachable(&format!("{option} {argument}"), *address, beyond_allowed)?;
     }
     Ok(addresses)
 }
 
-/// Whether an address may be listened on. Without `insecure_plaintext` none beyond this machine may.
-pub(super) fn reachable(what: &str, address: SocketAddr, insecure_plaintext: bool) -> Result<(), Error> {
-    if insecure_plaintext || address.ip().to_canonical().is_loopback() {
+/// Whether an address may be listened on. Unless `beyond_allowed` none beyond this machine may.
+pub(super) fn reachable(what: &str, address: SocketAddr, beyond_allowed: bool) -> Result<(), Error> {
+    if beyond_allowed || address.ip().to_canonical().is_loopback() {
         return Ok(());
     }
     Err(Error::new(
         ErrorKind::Usage,
         format!(
             "{what}: {address} is reachable from other machines, and without encryption anybody there could read the \
-             exports or change what is read: give --insecure-plaintext if that network is trusted, or listen on a \
-             loopback address or a Unix socket"
+             exports or change what is read: encrypt with --tls-dir, or listen on a loopback address or a Unix socket, \
+             or give --insecure-plaintext if that network is trusted"
         ),
     ))
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use volmap::identity::Identity;
 
-use super::arguments::{VolumeName, copy_area, identities, named, volume};
+use super::arguments::{VolumeName, copy_area, identities, named, socket, volume};
 use super::endpoint::{control_path, reachable, runtime_path, tcp};
 use super::inherited::{PassedAddress, PassedSocket, Stdio};
-use crate::cli::{FreezeMethod, ServeArgs};
+use crate::cli::{FreezeMethod, ServeArgs, TlsMode};
 use crate::error::{Error, ErrorKind};
 use crate::server::limits::Limits;
 
@@ -56,6 +56,8 @@ pub enum Listener {
     Unix {
         /// Its path.
         path: PathBuf,
+        /// Whether it goes without TLS where other listeners have it.
+        plaintext: bool,
     },
     /// A TCP address.
     Tcp {
@@ -113,6 +115,8 @@ pub struct ServeConfig {
     pub listeners: Vec<Listener>,
     /// What clients can hold of the server.
     pub limits: Limits,
+    /// Where the certificates are, if nothing is told outside TLS.
+    pub tls_directory: Option<PathBuf>,
     /// The control socket, if there is to be one.
     pub control: Option<ControlPath>,
 }
@@ -156,6 +160,7 @@ impl ServeConfig {
                 connections: args.max_connections,
                 handshake_deadline: Duration::from_secs(args.handshake_timeout),
             },
+            tls_directory: tls_directory(args)?,
             // Agents of one client each would have no other name for it, and nobody asks them anything.
             control: (args.control.is_some() || !args.single).then(|| ControlPath {
                 path: control_path(args.control.as_deref()),
@@ -240,12 +245,30 @@ fn origins(args: &ServeArgs) -> Result<Vec<OriginConfig>, Error> {
         .collect()
 }
 
+/// The TLS directory, if there shall be TLS.
+fn tls_directory(args: &ServeArgs) -> Result<Option<PathBuf>, Error> {
+    match (args.tls, &args.tls_dir) {
+        (Some(TlsMode::Off), _) | (None, None) => Ok(None),
+        (_, Some(directory)) => Ok(Some(directory.clone())),
+        (Some(TlsMode::Require), None) => Err(usage(
+            "--tls require: say where the certificates are, with --tls-dir",
+        )),
+    }
+}
+
 /// All listeners, Unix sockets first; one under the runtime directory if none is given or passed.
 fn listeners(
     args: &ServeArgs,
     passed: Vec<PassedSocket>,
     stdio: Option<Stdio>,
 ) -> Result<Vec<Listener>, Error> {
+    let encrypted = tls_directory(args)?.is_some();
+    if encrypted && args.insecure_plaintext {
+        return Err(usage(
+            "--insecure-plaintext: nothing goes in plaintext with TLS, leave it out",
+        ));
+    }
+    let beyond_allowed = encrypted || args.insecure_plaintext;
     let given = !(args.socket.is_empty() && args.listen.is_empty() && args.origin_listen.is_empty());
     if !passed.is_empty() {
         if given || stdio.is_some() {
@@ -256,7 +279,7 @@ fn listeners(
         }
         for socket in &passed {
             if let PassedAddress::Tcp(address) = socket.address {
-                reachable("a socket of LISTEN_FDS", address, args.insecure_plaintext)?;
+                reachable("a socket of LISTEN_FDS", address, beyond_allowed)?;
             }
         }
         return Ok(passed.into_iter().map(Arc::new).map(Listener::Passed).collect());
@@ -267,14 +290,17 @@ fn listeners(
     let mut found: Vec<Listener> = args
         .socket
         .iter()
-        .map(|path| Listener::Unix { path: path.clone() })
+        .map(|argument| {
+            let (path, plaintext) = socket(argument);
+            Listener::Unix { path, plaintext }
+        })
         .collect();
     for (option, arguments, writable) in [
         ("--listen", &args.listen, false),
         ("--origin-listen", &args.origin_listen, true),
     ] {
         for argument in arguments {
-            let addresses = tcp(option, argument, args.insecure_plaintext)?;
+            let addresses = tcp(option, argument, beyond_allowed)?;
             found.extend(
                 addresses
                     .into_iter()
@@ -285,6 +311,7 @@ fn listeners(
     if found.is_empty() {
         found.push(Listener::Unix {
             path: runtime_path(SOCKET_NAME),
+            plaintext: false,
         });
     }
     Ok(found)
@@ -399,9 +426,31 @@ mod tests {
     }
 
     #[test]
+    fn tls_lets_listen_beyond_this_machine() {
+        let beyond = ["/v", "--listen", "0.0.0.0:0"];
+        let with = |more: &[&'static str]| config(&[&beyond, more].concat());
+        assert!(with(&[]).is_err());
+        assert!(with(&["--tls-dir", "/pki", "--tls", "off"]).is_err());
+        assert!(with(&["--tls", "require"]).is_err());
+        assert!(with(&["--tls-dir", "/pki", "--insecure-plaintext"]).is_err());
+        let directory = |more| with(more).unwrap().tls_directory;
+        assert_eq!(directory(&["--tls-dir", "/pki"]), Some("/pki".into()));
+        assert_eq!(
+            directory(&["--tls-dir", "/pki", "--tls=require"]),
+            Some("/pki".into())
+        );
+        assert_eq!(
+            directory(&["--tls-dir", "/pki", "--tls=off", "--insecure-plaintext"]),
+            None
+        );
+    }
+
+    #[test]
     fn a_default_socket_stands_in_only_for_no_listener_at_all() {
         let one = config(&["/v"]).unwrap().listeners;
-        assert!(matches!(&one[..], [Listener::Unix { path }] if path.ends_with(SOCKET_NAME)));
+        assert!(
+            matches!(&one[..], [Listener::Unix { path, plaintext: false }] if path.ends_with(SOCKET_NAME))
+        );
         let tcp = config(&["/v", "--listen", "127.0.0.1:0"]).unwrap().listeners;
         assert!(matches!(&tcp[..], [Listener::Tcp { writable: false, .. }]));
     }

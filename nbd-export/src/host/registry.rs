@@ -16,7 +16,7 @@ use super::under_way::{UnderWay, Work};
 use crate::config::VolumeName;
 use crate::error::{Error, ErrorKind};
 use crate::export::{Export, FrozenExport};
-use crate::server::{Addresses, Audience, Exports, Offer};
+use crate::server::{Addresses, Client, Exports, Offer};
 
 /// What the name of a tag's export ends with.
 pub const TAG_SUFFIX: &str = ".tag";
@@ -284,11 +284,24 @@ impl Host {
 
     /// The NBD URIs of all exports there are, by name.
     pub fn uris(&self) -> Vec<String> {
-        let offers = self.offers(Audience { writable: true });
+        let offers = self.all_offers();
         offers
             .iter()
             .filter_map(|offer| self.uri(&offer.name, offer.writable))
             .collect()
+    }
+
+    fn all_offers(&self) -> Vec<Offer> {
+        let state = self.read();
+        let offers = state.exports().map(|(name, export)| {
+            let info = export.info();
+            Offer {
+                name: name.clone(),
+                description: info.description,
+                writable: info.writable,
+            }
+        });
+        offers.collect()
     }
 
     fn uri(&self, export: &str, writable: bool) -> Option<String> {
@@ -371,24 +384,18 @@ impl HostState {
 }
 
 impl Exports for Host {
-    fn offers(&self, audience: Audience) -> Vec<Offer> {
-        let state = self.read();
-        let offers = state.exports().map(|(name, export)| {
-            let info = export.info();
-            Offer {
-                name: name.clone(),
-                description: info.description,
-                writable: info.writable,
-            }
-        });
-        offers.filter(|offer| audience.may_have(offer.writable)).collect()
+    fn offers(&self, client: &Client) -> Vec<Offer> {
+        let offers = self.all_offers().into_iter();
+        offers
+            .filter(|offer| client.audience.may_have(offer.writable))
+            .collect()
     }
 
-    fn open(&self, name: &str, audience: Audience) -> Option<Arc<dyn Export>> {
+    fn open(&self, name: &str, client: &Client) -> Option<Arc<dyn Export>> {
         let state = self.read();
         let mut offered = state
             .exports()
-            .filter(|(_, export)| audience.may_have(export.info().writable));
+            .filter(|(_, export)| client.audience.may_have(export.info().writable));
         if name.is_empty() {
             // The empty name is the sole export, if there is exactly one.
             let (_, only) = offered.next()?;

@@ -13,7 +13,7 @@ use super::{Host, Source, State, VolumeKind};
 use crate::config::VolumeName;
 use crate::error::{Error, ErrorKind};
 use crate::export::scripted::Scripted;
-use crate::server::{Audience, Exports, UnixSocket};
+use crate::server::{Audience, Client, Exports, UnixSocket};
 
 /// A volume whose freeze, or whose answer for its size, waits for a word where it is told to.
 #[derive(Default)]
@@ -55,7 +55,11 @@ impl Source for Volume {
 /// More than a scripted volume takes, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-const ALL: Audience = Audience { writable: true };
+const ALL: Client = Client {
+    audience: Audience { writable: true },
+    address: None,
+    names: Vec::new(),
+};
 
 fn name(text: &str) -> VolumeName {
     text.parse().unwrap()
@@ -78,16 +82,16 @@ fn kind<T>(outcome: Result<T, Error>) -> ErrorKind {
 #[test]
 fn a_volume_is_exported_once_it_is_frozen() {
     let (host, _) = host();
-    assert!(host.open("vm", ALL).is_none());
-    assert!(host.open("", ALL).is_none());
+    assert!(host.open("vm", &ALL).is_none());
+    assert!(host.open("", &ALL).is_none());
     host.freeze_at_start(&name("vm")).unwrap();
-    assert!(host.open("vm", ALL).is_some());
-    assert!(host.open("", ALL).is_some(), "the empty name is the sole export");
+    assert!(host.open("vm", &ALL).is_some());
+    assert!(host.open("", &ALL).is_some(), "the empty name is the sole export");
     let report = host.freeze("vm", Some("monday")).unwrap();
     assert_eq!(report.export, "vm@monday");
-    assert!(host.open("vm@monday", ALL).is_some());
-    assert!(host.open("", ALL).is_none(), "there are two now");
-    assert_eq!(host.offers(ALL).len(), 2);
+    assert!(host.open("vm@monday", &ALL).is_some());
+    assert!(host.open("", &ALL).is_none(), "there are two now");
+    assert_eq!(host.offers(&ALL).len(), 2);
 }
 
 #[test]
@@ -111,9 +115,9 @@ fn names_are_checked_and_unique() {
 fn a_thawed_image_is_gone_and_its_name_is_free() {
     let (host, _) = host();
     let first = host.freeze("vm", Some("a")).unwrap();
-    let held = host.open("vm@a", ALL).unwrap();
+    let held = host.open("vm@a", &ALL).unwrap();
     host.thaw("vm@a").unwrap();
-    assert!(host.open("vm@a", ALL).is_none());
+    assert!(host.open("vm@a", &ALL).is_none());
     assert!(held.cache(volmap::range::ByteRange::new(0, 1).unwrap()).is_err());
     assert_eq!(kind(host.thaw("vm@a")), ErrorKind::UnknownName);
     assert_eq!(host.freeze("vm", Some("a")).unwrap().export, first.export);
@@ -147,7 +151,7 @@ fn a_name_is_held_while_its_freeze_lasts() {
 fn a_closed_host_has_thawed_all() {
     let (host, volume) = host();
     host.freeze("vm", Some("a")).unwrap();
-    let held = host.open("vm@a", ALL).unwrap();
+    let held = host.open("vm@a", &ALL).unwrap();
     let (say, word) = mpsc::channel();
     *volume.freeze_waits_for.lock().unwrap() = Some(word);
     std::thread::scope(|scope| {
@@ -156,7 +160,7 @@ fn a_closed_host_has_thawed_all() {
             std::thread::yield_now();
         }
         let closing = scope.spawn(|| host.close_within(PATIENCE));
-        while !host.offers(ALL).is_empty() {
+        while !host.offers(&ALL).is_empty() {
             std::thread::yield_now();
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -170,7 +174,7 @@ fn a_closed_host_has_thawed_all() {
         closing.join().unwrap();
     });
     assert!(held.cache(volmap::range::ByteRange::new(0, 1).unwrap()).is_err());
-    assert!(host.offers(ALL).is_empty());
+    assert!(host.offers(&ALL).is_empty());
     assert_eq!(kind(host.freeze("vm", Some("c"))), ErrorKind::System);
 }
 
@@ -204,7 +208,7 @@ fn a_volume_that_does_not_answer_holds_up_nobody_else() {
         let host = &host;
         scope.spawn(move || {
             host.freeze("vm", Some("b")).unwrap();
-            host.open("vm@b", ALL).unwrap();
+            host.open("vm@b", &ALL).unwrap();
             host.thaw("vm@a").unwrap();
             done.send(()).unwrap();
         });

@@ -71,6 +71,11 @@ pub enum PeerMisbehaved {
     #[error("the client used EXPORT_NAME after EXTENDED_HEADERS")]
     ExportNameAfterExtendedHeaders,
 
+    // Both, during the handshake.
+    /// Bytes behind STARTTLS or its ACK and before TLS: an attacker's, who wants them taken for the peer's (CVE-2021-3716).
+    #[error("there are bytes in the clear between STARTTLS and TLS")]
+    BytesBeforeTls,
+
     // The client, during transmission.
     /// A payload longer than any that the server takes.
     #[error("the client announced a payload of {0} bytes")]

@@ -1,11 +1,12 @@
 //! Where a server is reached, as NBD URIs.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::exports::Audience;
 use crate::proto::ExportName;
-use crate::uri::{NbdAddress, NbdUri};
+use crate::uri::{NbdAddress, NbdUri, TlsParameters};
 
 /// One open listener.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +21,8 @@ pub(super) enum Address {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Addresses {
     listeners: Vec<(Address, Audience)>,
+    /// Listeners inside TLS, by position.
+    secured: BTreeSet<usize>,
 }
 
 impl Addresses {
@@ -27,24 +30,34 @@ impl Addresses {
         self.listeners.push((address, audience));
     }
 
+    /// Tells that clients of the n-th listener have to use TLS.
+    pub(super) fn secure(&mut self, listener: usize) {
+        self.secured.insert(listener);
+    }
+
     /// The NBD URI of an export at the first listener that offers it.
     pub fn uri(&self, export: &str, writable: bool) -> Option<String> {
         let offering = self
             .listeners
             .iter()
-            .filter(|(_, audience)| audience.may_have(writable));
-        let address = offering
-            .filter_map(|(address, _)| match address {
-                Address::Unix(path) => Some(NbdAddress::Unix(path.clone())),
-                Address::Tcp(address) => Some(NbdAddress::Tcp {
-                    host: address.ip().to_string(),
-                    port: address.port(),
-                }),
+            .enumerate()
+            .filter(|(_, (_, audience))| audience.may_have(writable));
+        let (n, address) = offering
+            .filter_map(|(n, (address, _))| match address {
+                Address::Unix(path) => Some((n, NbdAddress::Unix(path.clone()))),
+                Address::Tcp(address) => Some((
+                    n,
+                    NbdAddress::Tcp {
+                        host: address.ip().to_string(),
+                        port: address.port(),
+                    },
+                )),
                 Address::Nowhere => None,
             })
             .next()?;
         let export = ExportName::new(export).ok()?;
-        Some(NbdUri { address, export }.to_string())
+        let tls = self.secured.contains(&n).then(TlsParameters::default);
+        Some(NbdUri { address, export, tls }.to_string())
     }
 
     /// The bound TCP addresses, for a caller that let the system draw a port.
@@ -73,6 +86,17 @@ mod tests {
         assert_eq!(
             addresses.uri("vm", true).unwrap(),
             "nbd+unix:///vm?socket=/run/a%20b%26c"
+        );
+        addresses.secure(1);
+        assert_eq!(addresses.uri("vm@1", false).unwrap(), "nbds://[::1]:10809/vm@1");
+        assert_eq!(
+            addresses.uri("vm", true).unwrap(),
+            "nbd+unix:///vm?socket=/run/a%20b%26c"
+        );
+        addresses.secure(2);
+        assert_eq!(
+            addresses.uri("vm", true).unwrap(),
+            "nbds+unix:///vm?socket=/run/a%20b%26c"
         );
         assert_eq!(Addresses::default().uri("vm", false), None);
     }

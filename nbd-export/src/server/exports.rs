@@ -1,5 +1,6 @@
 //! What a server offers to whom.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::export::Export;
@@ -18,6 +19,17 @@ impl Audience {
     }
 }
 
+/// Who asks: as much as is proven of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Client {
+    /// Whom its listener serves.
+    pub audience: Audience,
+    /// Where it comes from, an IPv4 address in IPv6 clothes as an IPv4 address; `None`: this machine, through a Unix socket.
+    pub address: Option<IpAddr>,
+    /// The names in the certificate that it proved to own; none before TLS.
+    pub names: Vec<String>,
+}
+
 /// One line of a listing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Offer {
@@ -31,10 +43,10 @@ pub struct Offer {
 
 /// The exports that there are at the moment. Neither call blocks, and neither asks anything of what is behind an export.
 pub trait Exports: Send + Sync {
-    /// All exports for that audience.
-    fn offers(&self, audience: Audience) -> Vec<Offer>;
+    /// All exports for that client.
+    fn offers(&self, client: &Client) -> Vec<Offer>;
 
-    /// The export of that name, if there is one for that audience. The empty name is the sole export, if there is
-    /// exactly one.
-    fn open(&self, name: &str, audience: Audience) -> Option<Arc<dyn Export>>;
+    /// The export of that name, if there is one for that client. The empty name is the sole export, if there is exactly one
+    /// for it.
+    fn open(&self, name: &str, client: &Client) -> Option<Arc<dyn Export>>;
 }

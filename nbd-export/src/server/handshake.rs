@@ -6,15 +6,17 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::admission::Ticket;
-use super::exports::{Audience, Exports};
+use super::exports::{Client, Exports};
 use super::limits::HANDSHAKE_BYTES_MAX;
+use super::stream::Stream;
 use crate::export::{Export, ExportInfo};
 use crate::proto::handshake::{Catalogue, Progress, Refusal, ServerHandshake};
 use crate::proto::option::ListedExport;
 use crate::proto::{ContextName, ExportName, HeaderStyle, Negotiated, ProtocolError, TransmissionFlags};
+use crate::tls::{ServerTls, TlsError};
 
 /// How a handshake ended without a session, where the client did not end it properly.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,9 @@ pub(super) enum HandshakeError {
     /// The connection failed.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// The client has no TLS, or no certificate that lets it in.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The client sent options without end.
     #[error("the client sent more than {HANDSHAKE_BYTES_MAX} bytes without coming to an export")]
     Endless,
@@ -38,86 +43,136 @@ pub(super) struct Accepted {
     pub(super) input: BytesMut,
 }
 
-/// Negotiates until the client has an export; `None` where it has left properly.
-pub(super) async fn negotiate<S>(
-    stream: &mut S,
+/// Negotiates until the client has an export, and gives back the stream that it goes on with; `None` where the client has left
+/// properly. With `tls`, nothing is told outside it.
+pub(super) async fn negotiate(
+    stream: Box<dyn Stream>,
     exports: &dyn Exports,
-    audience: Audience,
+    client: Client,
+    tls: Option<&ServerTls>,
     ticket: &Ticket,
-) -> Result<Option<Accepted>, HandshakeError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
-    let mut handshake = ServerHandshake::start(&mut output);
-    stream.write_all_buf(&mut output).await?;
-    let mut looked_up = LookedUp::new();
-    let mut received = 0;
-    loop {
-        let (progress, now) = step(
-            &mut handshake,
-            &mut input,
-            &mut output,
-            exports,
-            audience,
-            ticket,
-            looked_up,
-        );
-        looked_up = now;
-        let progress = progress?;
-        stream.write_all_buf(&mut output).await?;
-        match progress {
-            Progress::Continue => {}
-            Progress::NeedInput => {
-                let count = stream.read_buf(&mut input).await?;
-                received += count;
-                if count == 0 {
-                    return Ok(None);
+) -> Result<Option<(Box<dyn Stream>, Accepted)>, HandshakeError> {
+    let mut output = BytesMut::new();
+    let handshake = ServerHandshake::start(&mut output);
+    let mut negotiation = Negotiation {
+        stream,
+        handshake: if tls.is_some() {
+            handshake.requiring_tls()
+        } else {
+            handshake
+        },
+        client,
+        input: BytesMut::new(),
+        output,
+        received: 0,
+        looked_up: LookedUp::new(),
+    };
+    let ended = loop {
+        match (negotiation.run(exports, ticket).await, tls) {
+            (Ok(Ended::StartTls), Some(tls)) => negotiation = negotiation.secured(tls).await?,
+            (Ok(Ended::Transmission(session)), _) => return Ok(Some(negotiation.accept(*session))),
+            (Ok(Ended::StartTls | Ended::Left), _) => break Ok(None),
+            (Err(error), _) => break Err(error),
+        }
+    };
+    // TLS ends with a word of its own, whatever the session ends of. A client that is gone already does not hear it.
+    let _ = negotiation.stream.shutdown().await;
+    ended
+}
+
+/// How a run of options ends.
+enum Ended {
+    StartTls,
+    Transmission(Box<Negotiated>),
+    Left,
+}
+
+/// A handshake and its connection.
+struct Negotiation {
+    stream: Box<dyn Stream>,
+    handshake: ServerHandshake,
+    client: Client,
+    input: BytesMut,
+    output: BytesMut,
+    received: usize,
+    looked_up: LookedUp,
+}
+
+impl Negotiation {
+    async fn run(&mut self, exports: &dyn Exports, ticket: &Ticket) -> Result<Ended, HandshakeError> {
+        loop {
+            // The greeting, or the answer to the last message.
+            self.stream.write_all_buf(&mut self.output).await?;
+            match self.step(exports, ticket)? {
+                Progress::Continue => {}
+                Progress::NeedInput => {
+                    // Inside TLS what was written may not be sent yet.
+                    self.stream.flush().await?;
+                    let count = self.stream.read_buf(&mut self.input).await?;
+                    self.received += count;
+                    if count == 0 {
+                        return Ok(Ended::Left);
+                    }
+                    if self.received > HANDSHAKE_BYTES_MAX {
+                        return Err(HandshakeError::Endless);
+                    }
                 }
-                if received > HANDSHAKE_BYTES_MAX {
-                    return Err(HandshakeError::Endless);
+                progress => {
+                    self.stream.write_all_buf(&mut self.output).await?;
+                    self.stream.flush().await?;
+                    return Ok(match progress {
+                        Progress::StartTls => Ended::StartTls,
+                        Progress::Transmission(session) => Ended::Transmission(session),
+                        _ => Ended::Left,
+                    });
                 }
-            }
-            Progress::Transmission(session) => {
-                let export = looked_up
-                    .remove(session.requested.as_str())
-                    .expect("a session begins with an export that was described");
-                return Ok(Some(Accepted {
-                    session: *session,
-                    export,
-                    input,
-                }));
-            }
-            Progress::Closed => {
-                stream.shutdown().await?;
-                return Ok(None);
             }
         }
+    }
+
+    /// One step of the handshake. The catalogue of a client lives for a step only, because it is not `Sync`.
+    fn step(&mut self, exports: &dyn Exports, ticket: &Ticket) -> Result<Progress, ProtocolError> {
+        let view = ClientView {
+            exports,
+            client: &self.client,
+            ticket,
+            looked_up: RefCell::new(std::mem::take(&mut self.looked_up)),
+        };
+        let progress = self.handshake.advance(&mut self.input, &mut self.output, &view);
+        self.looked_up = view.looked_up.into_inner();
+        progress
+    }
+
+    /// The same connection inside TLS, where everything begins anew.
+    async fn secured(mut self, tls: &ServerTls) -> Result<Self, HandshakeError> {
+        let (stream, names) = tls.accept(self.stream).await?;
+        tracing::debug!(?names, "TLS");
+        self.handshake.secured();
+        Ok(Self {
+            stream: Box::new(stream),
+            client: Client { names, ..self.client },
+            input: BytesMut::new(),
+            looked_up: LookedUp::new(),
+            ..self
+        })
+    }
+
+    fn accept(mut self, session: Negotiated) -> (Box<dyn Stream>, Accepted) {
+        let export = self
+            .looked_up
+            .remove(session.requested.as_str())
+            .expect("a session begins with an export that was described");
+        let accepted = Accepted {
+            session,
+            export,
+            input: self.input,
+        };
+        (self.stream, accepted)
     }
 }
 
 /// The exports that the client asked for, by the names that it used: no more than there are.
 type LookedUp = BTreeMap<String, Arc<dyn Export>>;
-
-/// One step of the handshake. The catalogue of a client lives for a step only, because it is not `Sync`.
-fn step(
-    handshake: &mut ServerHandshake,
-    input: &mut BytesMut,
-    output: &mut BytesMut,
-    exports: &dyn Exports,
-    audience: Audience,
-    ticket: &Ticket,
-    looked_up: LookedUp,
-) -> (Result<Progress, ProtocolError>, LookedUp) {
-    let view = ClientView {
-        exports,
-        audience,
-        ticket,
-        looked_up: RefCell::new(looked_up),
-    };
-    let progress = handshake.advance(input, output, &view);
-    (progress, view.looked_up.into_inner())
-}
 
 /// What one client sees of the exports.
 ///
@@ -126,7 +181,7 @@ fn step(
 /// to the first is told by ESHUTDOWN that it is gone.
 struct ClientView<'a> {
     exports: &'a dyn Exports,
-    audience: Audience,
+    client: &'a Client,
     ticket: &'a Ticket,
     looked_up: RefCell<LookedUp>,
 }
@@ -137,7 +192,7 @@ impl ClientView<'_> {
         if let Some(export) = looked_up.get(name) {
             return Ok(Arc::clone(export));
         }
-        let export = self.exports.open(name, self.audience).ok_or(Refusal::Unknown)?;
+        let export = self.exports.open(name, self.client).ok_or(Refusal::Unknown)?;
         looked_up.insert(name.to_owned(), Arc::clone(&export));
         Ok(export)
     }
@@ -145,7 +200,7 @@ impl ClientView<'_> {
 
 impl Catalogue for ClientView<'_> {
     fn list(&self) -> Result<Vec<ListedExport>, Refusal> {
-        let offers = self.exports.offers(self.audience);
+        let offers = self.exports.offers(self.client);
         Ok(offers
             .into_iter()
             .filter_map(|offer| {
@@ -209,19 +264,19 @@ mod tests {
     use super::*;
     use crate::export::FrozenExport;
     use crate::export::scripted::Scripted;
-    use crate::server::Offer;
     use crate::server::admission::{Admission, Peer};
     use crate::server::limits::Limits;
+    use crate::server::{Audience, Offer};
 
     /// Another frozen image under the same name, each time somebody asks.
     struct Refrozen;
 
     impl Exports for Refrozen {
-        fn offers(&self, _: Audience) -> Vec<Offer> {
+        fn offers(&self, _: &Client) -> Vec<Offer> {
             Vec::new()
         }
 
-        fn open(&self, _: &str, _: Audience) -> Option<Arc<dyn Export>> {
+        fn open(&self, _: &str, _: &Client) -> Option<Arc<dyn Export>> {
             Some(Arc::new(FrozenExport::new(Scripted::drawn())))
         }
     }
@@ -231,7 +286,11 @@ mod tests {
         let (ticket, _stay) = Admission::new(&Limits::default()).enter(Peer::Unnamed);
         let view = ClientView {
             exports: &Refrozen,
-            audience: Audience { writable: false },
+            client: &Client {
+                audience: Audience { writable: false },
+                address: None,
+                names: Vec::new(),
+            },
             ticket: &ticket,
             looked_up: RefCell::default(),
         };

@@ -1,7 +1,7 @@
 //! Open listeners, Unix and TCP alike.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net;
 
 use nix::sys::socket::{SockType, getsockopt, setsockopt, sockopt};
@@ -21,6 +21,8 @@ use crate::error::{Error, ErrorKind};
 pub(super) struct OpenListener {
     socket: Socket,
     pub(super) audience: Audience,
+    /// Whether it goes without TLS where the server has it.
+    pub(super) plaintext: bool,
     pub(super) address: Address,
 }
 
@@ -39,6 +41,8 @@ pub(super) struct AcceptedStream {
     /// What to call it in the log.
     pub(super) name: String,
     pub(super) peer: Peer,
+    /// The address that it comes from, where it is not this machine's socket.
+    pub(super) address: Option<IpAddr>,
 }
 
 impl OpenListener {
@@ -47,13 +51,14 @@ impl OpenListener {
             writable: listener.offers_writable(),
         };
         match listener {
-            Listener::Unix { path } => {
+            Listener::Unix { path, plaintext } => {
                 let socket = UnixSocket::bind(path).map_err(|why| {
                     Error::caused(ErrorKind::Listen, "cannot listen: give another --socket", why)
                 })?;
                 Ok(Self {
                     socket: Socket::Unix(socket),
                     audience,
+                    plaintext: *plaintext,
                     address: Address::Unix(absolute(path)),
                 })
             }
@@ -64,6 +69,7 @@ impl OpenListener {
                 Ok(Self {
                     socket: Socket::Tcp(listener),
                     audience,
+                    plaintext: false,
                     address: Address::Tcp(bound),
                 })
             }
@@ -73,6 +79,7 @@ impl OpenListener {
                 Ok(Self {
                     socket,
                     audience,
+                    plaintext: false,
                     address,
                 })
             }
@@ -82,6 +89,7 @@ impl OpenListener {
                 Ok(Self {
                     socket: Socket::Single(Some(stream)),
                     audience,
+                    plaintext: false,
                     address: Address::Nowhere,
                 })
             }
@@ -98,6 +106,7 @@ impl OpenListener {
                     stream,
                     name: "standard input and output".to_owned(),
                     peer: Peer::Unnamed,
+                    address: None,
                 }));
             }
             Socket::Tcp(listener) => {
@@ -109,6 +118,7 @@ impl OpenListener {
                     stream: Box::new(stream),
                     name: peer.to_string(),
                     peer: peer.ip().into(),
+                    address: Some(peer.ip().to_canonical()),
                 }
             }
         };
@@ -123,6 +133,7 @@ fn from_process(stream: UnixStream) -> AcceptedStream {
         stream: Box::new(stream),
         name: peer.map_or_else(|| "unix".to_owned(), |pid| format!("unix, pid {pid}")),
         peer: peer.map_or(Peer::Unnamed, Peer::Process),
+        address: None,
     }
 }
 

@@ -25,6 +25,6 @@ mod tests;
 mod unix_socket;
 
 pub use address::Addresses;
-pub use exports::{Audience, Exports, Offer};
+pub use exports::{Audience, Client, Exports, Offer};
 pub use run::{Server, runtime};
 pub use unix_socket::{BindError, UnixSocket};

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::address::Addresses;
 use super::admission::{Admission, Evicted, Ticket};
-use super::exports::{Audience, Exports};
+use super::exports::{Audience, Client, Exports};
 use super::handshake::{Accepted, HandshakeError, negotiate};
 use super::limits::{
     ACCEPT_PAUSE, BLOCKING_MAX, CONNECTION_STACK, HANDSHAKES_MAX, Limits, OTHER_DESCRIPTORS, OTHER_THREADS,
@@ -25,6 +25,7 @@ use super::session::{SessionError, Shared, transmit};
 use super::stream::Stream;
 use crate::config::Listener;
 use crate::error::Error;
+use crate::tls::ServerTls;
 
 /// A runtime with as many threads as a server's requests can block: with fewer, clients of one dead disk would take them all, and
 /// nobody could read another volume or thaw this one. They are made when they are needed.
@@ -65,6 +66,7 @@ pub struct Server {
     addresses: Addresses,
     exports: Arc<dyn Exports>,
     limits: Limits,
+    tls: Option<ServerTls>,
 }
 
 impl Server {
@@ -78,6 +80,7 @@ impl Server {
             addresses: Addresses::default(),
             exports,
             limits: Limits::default(),
+            tls: None,
         };
         for listener in listeners {
             let open = OpenListener::open(listener).await?;
@@ -93,6 +96,18 @@ impl Server {
         Self { limits, ..self }
     }
 
+    /// Tells nothing outside TLS, but at listeners that are plaintext by name.
+    #[must_use]
+    pub fn requiring_tls(mut self, tls: ServerTls) -> Self {
+        for (n, listener) in self.listeners.iter().enumerate() {
+            if !listener.plaintext {
+                self.addresses.secure(n);
+            }
+        }
+        self.tls = Some(tls);
+        self
+    }
+
     /// Where the exports are reached.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
@@ -104,6 +119,7 @@ impl Server {
         let (close, closing) = watch::channel(false);
         let door = Door {
             exports: self.exports,
+            tls: self.tls,
             admission: Admission::new(&self.limits),
             handshake_deadline: self.limits.handshake_deadline,
             shared: Shared {
@@ -114,7 +130,11 @@ impl Server {
         };
         let mut accepting = JoinSet::new();
         for listener in self.listeners {
-            accepting.spawn(accept(listener, door.clone()));
+            let mut door = door.clone();
+            if listener.plaintext {
+                door.tls = None;
+            }
+            accepting.spawn(accept(listener, door));
         }
         tokio::select! {
             () = shutdown => {}
@@ -135,6 +155,7 @@ impl Server {
 #[derive(Clone)]
 struct Door {
     exports: Arc<dyn Exports>,
+    tls: Option<ServerTls>,
     admission: Arc<Admission>,
     handshake_deadline: Duration,
     shared: Shared,
@@ -183,14 +204,20 @@ async fn connection(
     evicted: Evicted,
 ) {
     let AcceptedStream {
-        mut stream,
+        stream,
         name: peer,
+        address,
         ..
     } = accepted;
+    let client = Client {
+        audience,
+        address,
+        names: Vec::new(),
+    };
     let mut closing = door.closing;
     let handshake = timeout(
         door.handshake_deadline,
-        negotiate(&mut stream, door.exports.as_ref(), audience, &ticket),
+        negotiate(stream, door.exports.as_ref(), client, door.tls.as_ref(), &ticket),
     );
     let handshake = tokio::select! {
         handshake = handshake => handshake,
@@ -201,7 +228,7 @@ async fn connection(
         }
     };
     ticket.leave_handshake();
-    let accepted = match handshake {
+    let (stream, accepted) = match handshake {
         Ok(Ok(Some(accepted))) => accepted,
         Ok(Ok(None)) => return,
         // A client that only lists says goodbye and is gone before our answer: nothing to tell an operator.

@@ -12,6 +12,7 @@ use nix::sys::socket::{MsgFlags, sendmsg};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, Join};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
 
 /// A socket on its way from the runtime of one thread to that of another.
 pub(super) enum Socket {
@@ -59,6 +60,13 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
 
 /// Standard input and output.
 impl Stream for Join<pipe::Receiver, pipe::Sender> {
+    fn detach(self: Box<Self>) -> io::Result<Result<Socket, Box<dyn Stream>>> {
+        Ok(Err(self))
+    }
+}
+
+/// A stream inside TLS.
+impl Stream for TlsStream<Box<dyn Stream>> {
     fn detach(self: Box<Self>) -> io::Result<Result<Socket, Box<dyn Stream>>> {
         Ok(Err(self))
     }

@@ -14,7 +14,7 @@ use volmap::frozen::FrozenImage;
 use volmap::range::ByteRange;
 
 use super::limits::{BLOCKING_MAX, BYTES_MAX, HANDSHAKES_MAX, Limits};
-use super::{Audience, Exports, Offer, Server};
+use super::{Client, Exports, Offer, Server};
 use crate::config::Listener;
 use crate::export::{
     BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, FrozenExport, Pieces, ReadShape,
@@ -34,7 +34,7 @@ struct Two {
 }
 
 impl Exports for Two {
-    fn offers(&self, audience: Audience) -> Vec<Offer> {
+    fn offers(&self, client: &Client) -> Vec<Offer> {
         let offer = |name: &str, writable| Offer {
             name: name.into(),
             description: String::new(),
@@ -42,14 +42,14 @@ impl Exports for Two {
         };
         [offer("e", false), offer("w", true)]
             .into_iter()
-            .filter(|o| audience.may_have(o.writable))
+            .filter(|o| client.audience.may_have(o.writable))
             .collect()
     }
 
-    fn open(&self, name: &str, audience: Audience) -> Option<Arc<dyn Export>> {
+    fn open(&self, name: &str, client: &Client) -> Option<Arc<dyn Export>> {
         match name {
             "e" => Some(Arc::clone(&self.everybody)),
-            "w" if audience.writable => Some(Arc::clone(&self.writers)),
+            "w" if client.audience.writable => Some(Arc::clone(&self.writers)),
             _ => None,
         }
     }
@@ -163,6 +163,7 @@ impl Running {
         let dir = tempfile::tempdir().unwrap();
         let listeners = [Listener::Unix {
             path: dir.path().join("s"),
+            plaintext: false,
         }];
         let server = Server::bind(&listeners, Arc::new(Two { everybody, writers }))
             .await

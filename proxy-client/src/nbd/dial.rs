@@ -32,6 +32,11 @@ pub(super) struct Dialled {
 
 /// Connects and shakes hands towards `goal`.
 pub(super) async fn dial(uri: &NbdUri, goal: Goal, deadline: Duration) -> Result<Dialled, NbdError> {
+    if uri.tls.is_some() {
+        return Err(NbdError::from(std::io::Error::from(
+            std::io::ErrorKind::Unsupported,
+        )));
+    }
     timeout(deadline, async {
         let stream: Box<dyn Stream> = match &uri.address {
             NbdAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),

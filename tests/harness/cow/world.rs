@@ -148,7 +148,10 @@ impl World {
 
         let socket = place.outside().join("nbd.sock");
         let runtime = Runtime::new().unwrap();
-        let listener = Listener::Unix { path: socket.clone() };
+        let listener = Listener::Unix {
+            path: socket.clone(),
+            plaintext: false,
+        };
         let server = runtime
             .block_on(Server::bind(&[listener], Arc::clone(&host) as _))
             .unwrap();
@@ -173,6 +176,7 @@ impl World {
         NbdUri {
             address: NbdAddress::Unix(self.socket.clone()),
             export: ExportName::new(export).unwrap(),
+            tls: None,
         }
     }
 

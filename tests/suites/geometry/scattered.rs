@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use nbd_export::config::Listener;
 use nbd_export::export::{Export, FrozenExport};
-use nbd_export::server::{Audience, Exports, Offer, Server};
+use nbd_export::server::{Client, Exports, Offer, Server};
 use proxy_client::config::{ImagePath, LunArgument};
 use proxy_client::job::backup::BackupOptions;
 use tests::ambush::Ambush;
@@ -125,11 +125,11 @@ impl FrozenImage for Scattered {
 struct Sole(Arc<dyn Export>);
 
 impl Exports for Sole {
-    fn offers(&self, _audience: Audience) -> Vec<Offer> {
+    fn offers(&self, _: &Client) -> Vec<Offer> {
         Vec::new()
     }
 
-    fn open(&self, name: &str, _audience: Audience) -> Option<Arc<dyn Export>> {
+    fn open(&self, name: &str, _: &Client) -> Option<Arc<dyn Export>> {
         (name == VOLUME).then(|| Arc::clone(&self.0))
     }
 }
@@ -144,6 +144,7 @@ impl Serving {
     fn start(image: Scattered, socket: &Path) -> Self {
         let listener = Listener::Unix {
             path: socket.to_owned(),
+            plaintext: false,
         };
         let exports = Arc::new(Sole(Arc::new(FrozenExport::new(Arc::new(image)))));
         let runtime = tokio::runtime::Builder::new_multi_thread()

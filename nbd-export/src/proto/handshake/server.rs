@@ -28,13 +28,27 @@ pub enum Progress {
     NeedInput,
     /// Transmission begins, with the bytes that are left in the input.
     Transmission(Box<Negotiated>),
+    /// Send what is in the output, shake hands for TLS, and go on inside with [`ServerHandshake::secured`].
+    StartTls,
     /// The client is done: send what is in the output and close.
     Closed,
+}
+
+/// Where the handshake stands with TLS ("TLS support", modes NOTLS and FORCEDTLS).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Tls {
+    /// There is none.
+    Off,
+    /// Nothing is told before it.
+    Awaited,
+    /// All goes through it.
+    Established,
 }
 
 /// The server's side of one handshake.
 #[derive(Debug)]
 pub struct ServerHandshake {
+    tls: Tls,
     client: Option<ClientFlags>,
     style: HeaderStyle,
     /// The export name that the selection was made for, and the selection.
@@ -77,11 +91,27 @@ impl ServerHandshake {
         output.put_u64(OPTION_MAGIC);
         output.put_u16((HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES).to_wire());
         Self {
+            tls: Tls::Off,
             client: None,
             style: HeaderStyle::Simple,
             selected: None,
             last_id: 0,
         }
+    }
+
+    /// Tells nothing to a client before STARTTLS.
+    #[must_use]
+    pub fn requiring_tls(mut self) -> Self {
+        self.tls = Tls::Awaited;
+        self
+    }
+
+    /// Goes on inside TLS, after [`Progress::StartTls`]. What was negotiated in the clear could have been anybody's, and
+    /// counts for nothing (CVE-2021-3716).
+    pub fn secured(&mut self) {
+        self.tls = Tls::Established;
+        self.style = HeaderStyle::Simple;
+        self.selected = None;
     }
 
     /// Takes at most one message from the start of `input` and appends its answer to `output`.
@@ -116,6 +146,15 @@ impl ServerHandshake {
         let data = &message[OPTION_HEADER_LEN..];
         let mut answer = Answer { option, out: output };
         match option {
+            OptionCode::STARTTLS => return self.start_tls(data, input, &mut answer),
+            // It has no other answer.
+            OptionCode::EXPORT_NAME if self.tls == Tls::Awaited => {
+                return Err(ProtocolError::ExportNameRefused);
+            }
+            option if self.tls == Tls::Awaited && option != OptionCode::ABORT => answer.error(
+                OptionReplyCode::ERR_TLS_REQD,
+                &ErrorText::new("this server wants TLS: use STARTTLS, or a nbds:// URI"),
+            ),
             OptionCode::EXPORT_NAME => return self.export_name(data, client, output, catalogue),
             OptionCode::ABORT => {
                 answer.ack();
@@ -132,16 +171,37 @@ impl ServerHandshake {
             }
             OptionCode::LIST_META_CONTEXT => self.list_contexts(data, &mut answer, catalogue),
             OptionCode::SET_META_CONTEXT => self.set_contexts(data, &mut answer, catalogue),
-            OptionCode::STARTTLS if !data.is_empty() => answer.invalid("STARTTLS has no data"),
-            // "Server-side requirements", NOTLS mode.
-            OptionCode::STARTTLS => answer.error(
-                OptionReplyCode::ERR_POLICY,
-                &ErrorText::new("this server has no TLS"),
-            ),
             _ => answer.error(
                 OptionReplyCode::ERR_UNSUP,
                 &ErrorText::new(format!("option {option} is not known here")),
             ),
+        }
+        Ok(Progress::Continue)
+    }
+
+    /// Answers STARTTLS. `behind` is what the client has sent after it.
+    fn start_tls(
+        &mut self,
+        data: &[u8],
+        behind: &[u8],
+        answer: &mut Answer<'_>,
+    ) -> Result<Progress, ProtocolError> {
+        if !data.is_empty() {
+            answer.invalid("STARTTLS has no data");
+            return Ok(Progress::Continue);
+        }
+        match self.tls {
+            Tls::Off => answer.error(
+                OptionReplyCode::ERR_POLICY,
+                &ErrorText::new("this server has no TLS"),
+            ),
+            Tls::Established => answer.invalid("TLS is in force already"),
+            // An honest client waits for the answer. Whoever sent this sent it in the clear.
+            Tls::Awaited if !behind.is_empty() => return Err(PeerMisbehaved::BytesBeforeTls.into()),
+            Tls::Awaited => {
+                answer.ack();
+                return Ok(Progress::StartTls);
+            }
         }
         Ok(Progress::Continue)
     }

@@ -72,6 +72,7 @@ impl DemoHost {
         NbdUri {
             address: NbdAddress::Unix(self.socket.clone()),
             export,
+            tls: None,
         }
     }
 

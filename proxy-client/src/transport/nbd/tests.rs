@@ -10,7 +10,7 @@ use nbd_export::export::{
     BlockStatus, Context, ContextIndex, ContextStatus, Export, ExportError, ExportInfo, Pieces, ReadShape,
 };
 use nbd_export::proto::{BlockSizes, Descriptor};
-use nbd_export::server::{Audience, Exports, Offer, Server};
+use nbd_export::server::{Client, Exports, Offer, Server};
 use nbd_export::uri::NbdUri;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -95,11 +95,11 @@ struct Changing {
 }
 
 impl Exports for Changing {
-    fn offers(&self, _: Audience) -> Vec<Offer> {
+    fn offers(&self, _: &Client) -> Vec<Offer> {
         Vec::new()
     }
 
-    fn open(&self, _: &str, _: Audience) -> Option<Arc<dyn Export>> {
+    fn open(&self, _: &str, _: &Client) -> Option<Arc<dyn Export>> {
         let index = self.opened.fetch_add(1, Ordering::Relaxed);
         self.images.get(index).or(self.images.last()).map(Arc::clone)
     }
@@ -126,6 +126,7 @@ impl Running {
         };
         let listener = Listener::Unix {
             path: socket.to_owned(),
+            plaintext: false,
         };
         let server = Server::bind(&[listener], Arc::new(exports)).await.unwrap();
         let (stop, stopped) = oneshot::channel();

@@ -3,6 +3,7 @@
 mod evil;
 mod pair;
 mod server;
+mod tls;
 
 use bytes::BytesMut;
 
@@ -96,6 +97,7 @@ fn run_pair(goal: Goal, highest: HeaderStyle) -> (Result<Outcome, ProtocolError>
             match server.advance(&mut to_server, &mut to_client, &Shelf).unwrap() {
                 Progress::Continue => {}
                 Progress::NeedInput | Progress::Closed => break,
+                Progress::StartTls => panic!("nobody asked for TLS"),
                 Progress::Transmission(session) => {
                     entered = Some(*session);
                     break;
@@ -121,7 +123,12 @@ fn ask(client: &[u8], piece: usize) -> Answers {
     let mut raw = BytesMut::new();
     let mut server = ServerHandshake::start(&mut raw);
     assert_eq!(&raw[..], b"NBDMAGICIHAVEOPT\0\x03");
-    raw.clear();
+    ask_server(&mut server, client, piece)
+}
+
+/// The same with a server that has been spoken to.
+fn ask_server(server: &mut ServerHandshake, client: &[u8], piece: usize) -> Answers {
+    let mut raw = BytesMut::new();
     let mut input = BytesMut::new();
     let mut end = Ok(Progress::NeedInput);
     for piece in client.chunks(piece) {
