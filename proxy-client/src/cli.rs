@@ -1,8 +1,14 @@
 //! The command line: definitions only. What they mean is in `config`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use nbd_export::config::parse_size;
+
+use crate::config::parse_duration;
+use crate::nbd::{Deadlines, PoolOptions};
 
 /// Off-host block backup: reads a volume's frozen image straight from the shared disk, checks with the host that every byte was
 /// still the frozen one, and writes an image that stock zstd restores.
@@ -35,8 +41,10 @@ pub enum ErrorFormat {
 pub enum Verb {
     /// Back a frozen image up to a file or stdout
     Backup(BackupArgs),
-    /// Write an image back to a file or block device
+    /// Write an image back to a file, a block device or a writable NBD server
     Restore(RestoreArgs),
+    /// Copy between NBD servers, files, block devices and streams
+    Copy(CopyArgs),
     /// Check every byte of an image
     Verify(VerifyArgs),
     /// Show what an image is and how its bytes were got
@@ -81,14 +89,95 @@ pub struct RestoreArgs {
     #[arg(value_name = "IMAGE|-")]
     pub image: PathBuf,
 
-    /// A new file, or an existing file or block device (see --force)
-    #[arg(long, short, value_name = "PATH")]
-    pub output: PathBuf,
+    /// A new file, an existing file or block device (see --force), or an NBD URI of an export that is overwritten
+    #[arg(long, short, value_name = "PATH|NBD-URI")]
+    pub output: OsString,
 
     /// Overwrite a file with data in it, or a device that seems to hold something. Never overrides "mounted", "too small" or
     /// "being read"
     #[arg(long)]
     pub force: bool,
+
+    /// How a server is talked to
+    #[command(flatten)]
+    pub server: ServerArgs,
+}
+
+/// Arguments of `copy`.
+#[derive(clap::Args, Debug)]
+pub struct CopyArgs {
+    /// What is read: an NBD URI, a file, a block device, or `-` for stdin
+    #[arg(value_name = "SRC")]
+    pub source: OsString,
+
+    /// What is written: an NBD URI of an export that is overwritten, a new file, an existing file or block device (see --force),
+    /// `-` for stdout, or `null:` to measure a source
+    #[arg(value_name = "DST")]
+    pub target: OsString,
+
+    /// Overwrite a file with data in it, or a device that seems to hold something. Never overrides "mounted", "too small" or
+    /// "being read"
+    #[arg(long)]
+    pub force: bool,
+
+    /// Bytes that stdin must have; the copy fails if it ends earlier or later. With K, M, G or T: powers of 1024
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub size: Option<u64>,
+
+    /// The device or export holds nothing but zeroes: those of the source are not written. Nothing checks this
+    #[arg(long)]
+    pub target_is_zero: bool,
+
+    /// Write data that is zero in blocks of this size as zeroes; 0 writes all data as it is
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "4K")]
+    pub sparse: u64,
+
+    /// Requests in flight on each connection
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), default_value_t = 16)]
+    pub requests: u16,
+
+    /// Longest request; a server's own maximum is kept as well
+    #[arg(long, value_name = "SIZE", value_parser = request_size, default_value = "256K")]
+    pub request_size: u64,
+
+    /// How servers are talked to
+    #[command(flatten)]
+    pub server: ServerArgs,
+
+    /// End with one JSON object on stdout (on stderr when the copy goes to stdout)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How NBD servers are talked to. Durations are seconds, or have units: 500ms, 30s, 5m, 1h30m.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct ServerArgs {
+    /// Most connections to an export that allows several
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), default_value_t = 4)]
+    pub connections: u16,
+
+    /// How long a server may take for one reply: 500ms, 30s, 5m. Then its connection is given up
+    #[arg(long, value_name = "DURATION", value_parser = deadline, default_value = "90s")]
+    pub request_timeout: Duration,
+
+    /// How long a lost connection is tried to be taken up again; 0 does not try
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "60s")]
+    pub reconnect: Duration,
+
+    /// How long the whole job may take; without it as long as it takes
+    #[arg(long, value_name = "DURATION", value_parser = deadline)]
+    pub timeout: Option<Duration>,
+}
+
+impl ServerArgs {
+    /// What a pool of connections makes of them.
+    pub fn pool_options(&self) -> PoolOptions {
+        PoolOptions {
+            connections: self.connections.into(),
+            deadlines: Deadlines::with_request(self.request_timeout),
+            reconnect: self.reconnect,
+        }
+    }
 }
 
 /// Arguments of `verify`.
@@ -117,6 +206,21 @@ pub struct DemoArgs {
     /// Work in this directory and keep everything there; it must be on a file system that takes O_DIRECT
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
+}
+
+fn deadline(text: &str) -> Result<Duration, &'static str> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("nothing can be done in no time"),
+        duration => Ok(duration),
+    }
+}
+
+/// Block sizes are powers of two, up to 64 KiB: a request keeps to all of them.
+fn request_size(text: &str) -> Result<u64, String> {
+    match parse_size(text).map_err(|error| error.to_string())? {
+        size if size.is_power_of_two() && (4096..=32 << 20).contains(&size) => Ok(size),
+        _ => Err("a request has a power of two of bytes, from 4K to 32M".into()),
+    }
 }
 
 fn percent(text: &str) -> Result<f64, String> {

@@ -1,7 +1,11 @@
 //! From raw arguments to what a job takes: parse, don't validate later.
 
+use std::ffi::OsStr;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nbd_export::uri::NbdUri;
 use volmap::identity::Identity;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -65,6 +69,91 @@ impl ImagePath {
     }
 }
 
+/// Where a copy comes from or goes to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// An NBD export.
+    Nbd(NbdUri),
+    /// A file or block device.
+    Path(PathBuf),
+    /// Standard input or output.
+    Stdio,
+    /// Nowhere.
+    Null,
+}
+
+impl Place {
+    /// Parses an NBD URI, `-`, `null:`, or a path; `./-` and `./null:` are files.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`]: a URI that is none, or of something else.
+    pub fn parse(text: &OsStr) -> Result<Self> {
+        match text.to_str() {
+            Some("-") => Ok(Self::Stdio),
+            Some("null:") => Ok(Self::Null),
+            Some(uri) if uri.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) => uri
+                .parse()
+                .map(Self::Nbd)
+                .map_err(|error| Error::new(ErrorKind::Usage, format!("{uri}: {error}"))),
+            _ => Ok(Self::Path(text.into())),
+        }
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nbd(uri) => uri.fmt(f),
+            Self::Path(path) => path.display().fmt(f),
+            Self::Stdio => f.write_str("-"),
+            Self::Null => f.write_str("null:"),
+        }
+    }
+}
+
+/// A duration as people write it: `30` and `30s` are seconds; `500ms`, `1.5m`, `1h30m`.
+///
+/// # Errors
+/// What a duration is.
+pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    const WHAT: &str = "a duration is a number of seconds, or numbers with units: 500ms, 30s, 5m, 1h30m, 2d";
+    let mut rest = text.trim();
+    let mut total = Duration::ZERO;
+    if rest.is_empty() {
+        return Err(WHAT);
+    }
+    while !rest.is_empty() {
+        let end = |test: fn(char) -> bool, text: &str| text.find(test).unwrap_or(text.len());
+        let (number, unit) = rest.split_at(end(|c| !c.is_ascii_digit() && c != '.', rest));
+        let (unit, next) = unit.split_at(end(|c| c.is_ascii_digit() || c == '.', unit));
+        let seconds = match unit.trim() {
+            "ms" => 0.001,
+            "s" | "sec" => 1.0,
+            "" if rest == text.trim() => 1.0,
+            "m" | "min" => 60.0,
+            "h" => 3600.0,
+            "d" => 86_400.0,
+            _ => return Err(WHAT),
+        };
+        let number: f64 = number.parse().map_err(|_| WHAT)?;
+        let part = Duration::try_from_secs_f64(number * seconds).map_err(|_| WHAT)?;
+        total = total.checked_add(part).ok_or(WHAT)?;
+        rest = next;
+    }
+    // Timers count from now on, and must not overflow.
+    if total > Duration::from_secs(86_400 * 36_500) {
+        return Err("that is longer than a century");
+    }
+    Ok(total)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +178,58 @@ mod tests {
                 ErrorKind::Usage,
                 "{bad}"
             );
+        }
+    }
+
+    #[test]
+    fn places_are_told_apart() {
+        let parsed = |text: &str| Place::parse(OsStr::new(text));
+        assert_eq!(parsed("-").unwrap(), Place::Stdio);
+        assert_eq!(parsed("null:").unwrap(), Place::Null);
+        for path in ["./-", "null", "a:b", "/x://y", "1x://y"] {
+            assert_eq!(parsed(path).unwrap(), Place::Path(path.into()), "{path}");
+        }
+        let uri = "nbd+unix:///vm?socket=/run/s";
+        assert_eq!(parsed(uri).unwrap(), Place::Nbd(uri.parse().unwrap()));
+        for bad in ["http://h/x", "nbd:///x", "ssh+nbd://x"] {
+            assert_eq!(parsed(bad).unwrap_err().kind(), ErrorKind::Usage, "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_are_what_people_mean() {
+        for (text, milliseconds) in [
+            ("30", 30_000),
+            ("0", 0),
+            ("0s", 0),
+            ("500ms", 500),
+            ("1.5s", 1500),
+            ("0.25", 250),
+            ("5m", 300_000),
+            ("2min", 120_000),
+            ("1h30m", 5_400_000),
+            ("1d", 86_400_000),
+            (" 3 s", 3000),
+        ] {
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_millis(milliseconds)),
+                "{text}"
+            );
+        }
+        for bad in [
+            "",
+            "s",
+            "-1s",
+            "1x",
+            "1h30",
+            "1..5",
+            "1e3",
+            "inf",
+            "1s1",
+            "99999999d",
+        ] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 }

@@ -28,6 +28,10 @@ pub enum ErrorKind {
     HostIncompatible,
     /// The host answered a request with an error.
     HostRefused,
+    /// A server that was lost came back with something else under the name of the export.
+    ExportChanged,
+    /// The job took longer than it was given.
+    DeadlinePassed,
     /// A path given as a LUN is not the disk that the host means.
     WrongLun,
     /// The output, or the `.partial` file beside it, is there already.
@@ -36,6 +40,8 @@ pub enum ErrorKind {
     OutputIsSource,
     /// An earlier write to this output failed, so nothing more is written.
     OutputPoisoned,
+    /// A stream that is read has not as many bytes as were announced.
+    SourceCut,
     /// The target of a restore holds data.
     TargetNotEmpty,
     /// The target of a restore is mounted, in use, or a LUN that is being read.
@@ -72,17 +78,20 @@ pub struct KindRow {
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::Usage,
         Self::Io,
         Self::HostLost,
         Self::HostMisbehaved,
         Self::HostIncompatible,
         Self::HostRefused,
+        Self::ExportChanged,
+        Self::DeadlinePassed,
         Self::WrongLun,
         Self::OutputExists,
         Self::OutputIsSource,
         Self::OutputPoisoned,
+        Self::SourceCut,
         Self::TargetNotEmpty,
         Self::TargetBusy,
         Self::TargetTooSmall,
@@ -124,6 +133,16 @@ impl ErrorKind {
                 1,
                 "See the log of the server for the reason; `nbdinfo --list` shows what it exports.",
             ),
+            Self::ExportChanged => (
+                "export-changed",
+                1,
+                "Check what the server exports under this name, then start again from the beginning.",
+            ),
+            Self::DeadlinePassed => (
+                "deadline-passed",
+                1,
+                "Allow more time with --timeout, or find out why it took so long.",
+            ),
             Self::WrongLun => (
                 "wrong-lun",
                 1,
@@ -143,6 +162,11 @@ impl ErrorKind {
                 "output-poisoned",
                 1,
                 "See the first error for the cause; what was written is no complete image.",
+            ),
+            Self::SourceCut => (
+                "source-cut",
+                1,
+                "Find out why the program that writes to the pipe ended early; what was copied is not whole.",
             ),
             Self::TargetNotEmpty => (
                 "target-not-empty",

@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod config;
+mod copy;
 pub mod error;
 mod file_id;
 #[doc(hidden)]

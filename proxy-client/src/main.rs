@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use indicatif::HumanBytes;
-use proxy_client::cli::{Cli, ErrorFormat, Verb};
-use proxy_client::config::{ImagePath, LunArgument};
+use proxy_client::cli::{Cli, CopyArgs, ErrorFormat, RestoreArgs, ServerArgs, Verb};
+use proxy_client::config::{ImagePath, LunArgument, Place};
 use proxy_client::error::{Error, ErrorKind, Result};
 use proxy_client::interrupt::Interrupt;
 use proxy_client::job::backup::{BackupOptions, backup};
+use proxy_client::job::copy::{CopyOptions, copy};
 use proxy_client::job::demo::demo;
 use proxy_client::job::inspect::inspect;
 use proxy_client::job::restore::{RestoreOptions, restore};
@@ -101,21 +102,8 @@ fn run(verb: Verb) -> Result<()> {
             }
             report.policy_verdict()
         }
-        Verb::Restore(args) => {
-            let options = RestoreOptions {
-                image: args.image,
-                output: args.output,
-                force: args.force,
-            };
-            let restored = watched(|interrupt, progress| restore(&options, interrupt, progress))?;
-            to_stderr(&format!(
-                "restored {} to {}, root {}",
-                HumanBytes(restored.header.size),
-                options.output.display(),
-                restored.end.root
-            ));
-            restored.unreadable.error().map_or(Ok(()), Err)
-        }
+        Verb::Restore(args) => run_restore(args),
+        Verb::Copy(args) => run_copy(&args),
         Verb::Verify(args) => {
             let verified = watched(|interrupt, progress| verify(&args.image, interrupt, progress))?;
             to_stderr(&format!(
@@ -135,6 +123,64 @@ fn run(verb: Verb) -> Result<()> {
             })
         }
     }
+}
+
+fn run_restore(args: RestoreArgs) -> Result<()> {
+    let options = RestoreOptions {
+        image: args.image,
+        output: Place::parse(&args.output)?,
+        force: args.force,
+        nbd: args.server.pool_options(),
+    };
+    let progress = Progress::on_terminal();
+    let mut tell = |done, size| progress.update_bytes(done, size);
+    let restored = in_runtime(within(&args.server, restore(&options, &mut tell)));
+    progress.end();
+    let restored = restored?;
+    to_stderr(&format!(
+        "restored {} to {}, root {}",
+        HumanBytes(restored.header.size),
+        options.output,
+        restored.end.root
+    ));
+    restored.unreadable.error().map_or(Ok(()), Err)
+}
+
+fn run_copy(args: &CopyArgs) -> Result<()> {
+    let options = CopyOptions {
+        source: Place::parse(&args.source)?,
+        target: Place::parse(&args.target)?,
+        force: args.force,
+        size: args.size,
+        target_is_zero: args.target_is_zero,
+        sparse: usize::try_from(args.sparse).unwrap_or(usize::MAX),
+        nbd: args.server.pool_options(),
+        requests: args.requests.into(),
+        request_size: args.request_size,
+    };
+    let progress = Progress::on_terminal();
+    let mut tell = |done, size: Option<u64>| progress.update_bytes(done, size.unwrap_or(done));
+    let report = in_runtime(within(&args.server, copy(&options, &mut tell)));
+    progress.end();
+    let report = report?;
+    if !args.json {
+        to_stderr(&report.to_string());
+        Ok(())
+    } else if options.target == Place::Stdio {
+        to_stderr(&serde_json::json!(report).to_string());
+        Ok(())
+    } else {
+        to_stdout(&serde_json::json!(report).to_string())
+    }
+}
+
+/// Keeps a job to its deadline, if it has one.
+async fn within<T>(args: &ServerArgs, job: impl Future<Output = Result<T>>) -> Result<T> {
+    let Some(deadline) = args.timeout else {
+        return job.await;
+    };
+    let late = |_| Error::new(ErrorKind::DeadlinePassed, "the job took longer than --timeout");
+    tokio::time::timeout(deadline, job).await.map_err(late)?
 }
 
 /// Runs a job that tells how far it is, with a progress bar, until it ends or the operator interrupts it.

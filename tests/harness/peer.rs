@@ -13,7 +13,9 @@ use tempfile::TempDir;
 pub struct Peer {
     child: Child,
     socket: PathBuf,
-    _directory: TempDir,
+    program: &'static str,
+    before_socket: &'static [&'static str],
+    directory: Option<TempDir>,
 }
 
 impl Peer {
@@ -27,9 +29,20 @@ impl Peer {
         Self::start("nbdkit", &["-f", "-U"], arguments)
     }
 
-    fn start(program: &str, before_socket: &[&str], arguments: &[&str]) -> Self {
+    fn start(program: &'static str, before_socket: &'static [&'static str], arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
+        let mut peer = Self::on(socket, program, before_socket, arguments);
+        peer.directory = Some(directory);
+        peer
+    }
+
+    fn on(
+        socket: PathBuf,
+        program: &'static str,
+        before_socket: &'static [&'static str],
+        arguments: &[&str],
+    ) -> Self {
         let mut child = Command::new(program)
             .args(before_socket)
             .arg(&socket)
@@ -48,8 +61,32 @@ impl Peer {
         Self {
             child,
             socket,
-            _directory: directory,
+            program,
+            before_socket,
+            directory: None,
         }
+    }
+
+    /// Kills it, and starts another with these arguments on its socket after a pause.
+    pub fn replace(mut self, arguments: &[&str], pause: Duration) -> Self {
+        self.kill();
+        std::fs::remove_file(&self.socket).unwrap();
+        std::thread::sleep(pause);
+        let mut next = Self::on(self.socket.clone(), self.program, self.before_socket, arguments);
+        next.directory = self.directory.take();
+        next
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// Asks it to end, so that it closes what it serves, and waits.
+    pub fn terminate(mut self) {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        self.child.wait().unwrap();
     }
 
     /// `nbdkit`, read-only, on a file, with options before the plugin and parameters behind the file.

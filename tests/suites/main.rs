@@ -5,6 +5,7 @@
 mod attacks;
 mod cli;
 mod client_peers;
+mod copy;
 mod cow;
 mod faults;
 mod foreign;

@@ -81,17 +81,8 @@ pub async fn demo(keep: Option<&Path>) -> Result<()> {
     host.stop().await?;
 
     let restored = path("restored.img");
-    let interrupt = Interrupt::default();
-    verify(&image, &interrupt, &mut |_, _| {})?;
-    restore(
-        &RestoreOptions {
-            image: image.clone(),
-            output: restored.clone(),
-            force: false,
-        },
-        &interrupt,
-        &mut |_, _| {},
-    )?;
+    verify(&image, &Interrupt::default(), &mut |_, _| {})?;
+    restore(&RestoreOptions::to_path(&image, &restored), &mut |_, _| {}).await?;
     say(format!(
         "6. The image was verified and restored: {}",
         restored.display()

@@ -1,10 +1,13 @@
 //! What a proxy does, one verb a file.
 
 pub mod backup;
+pub mod copy;
 pub mod demo;
 pub mod inspect;
 pub mod restore;
+mod room;
 mod unreadable;
 pub mod verify;
 
+use room::room_on;
 pub use unreadable::UnreadableRanges;

@@ -1,23 +1,47 @@
-//! `restore`: writes the volume of an image to a new file, an existing file or a block device.
+//! `restore`: writes the volume of an image to a new file, an existing file, a block device or a writable NBD export.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::UnreadableRanges;
-use crate::error::{Error, Result};
-use crate::image::{End, Event, Header, Kind};
+use crate::config::Place;
+use crate::copy::{Flow, ImageReader, NbdWriter, Reader, TargetWriter, Writer, run};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{End, Header};
 use crate::image_source::ImageSource;
-use crate::interrupt::Interrupt;
+use crate::nbd::{Pool, PoolOptions};
 use crate::restore::Target;
+
+/// Pieces of an image that are written side by side.
+const FLOW: Flow = Flow {
+    requests: 16,
+    step: 1 << 20,
+    sparse: 0,
+};
 
 /// What to restore, and to where.
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
     /// The image; `-` is standard input.
     pub image: PathBuf,
-    /// A name that is free, a regular file, or a block device.
-    pub output: PathBuf,
+    /// A name that is free, a regular file, a block device, or an NBD export.
+    pub output: Place,
     /// Give up what the target holds. Never helps against mounted, in use, too small, or a LUN that is being read.
     pub force: bool,
+    /// How a server is talked to.
+    pub nbd: PoolOptions,
+}
+
+impl RestoreOptions {
+    /// To a file or device, without force.
+    pub fn to_path(image: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+        Self {
+            image: image.into(),
+            output: Place::Path(output.into()),
+            force: false,
+            nbd: PoolOptions::default(),
+        }
+    }
 }
 
 /// A restored volume.
@@ -30,7 +54,7 @@ pub struct Restored {
     /// What could not be read when the image was made; zeroes stand there now. [`UnreadableRanges::error`] is what the
     /// command ends with.
     pub unreadable: UnreadableRanges,
-    /// Bytes of a device behind the volume, which are as they were.
+    /// Bytes of a device or export behind the volume, which are as they were.
     pub left_alone: u64,
 }
 
@@ -39,74 +63,65 @@ pub struct Restored {
 /// * A name that is free: the file appears under it, durable, only when the whole image proved good; zeroes are holes.
 /// * A regular file: it is emptied (with `force`, if it is not empty) and written in place; it ends as long as the volume.
 /// * A block device: overwritten in place, zeroes included; what lies behind the volume is left alone.
+/// * An NBD export: the same, without a look at what it holds. A connection that is lost may have taken with it what was not flushed:
+///   then the restore fails.
 ///
-/// `progress` is told bytes of the volume done, and its size; `interrupt` ends it as an error does.
+/// `progress` is told bytes of the volume done, and its size.
 ///
 /// # Errors
 /// Before anything is changed: `TargetNotEmpty`, `TargetBusy`, `TargetTooSmall`, `TargetUnfit`, `OutputIsSource`,
-/// `OutputExists`, and, where the image is a file, `ImageBad` if it was cut. Later: `ImageBad`, `Io`; an existing target is
-/// incomplete then, and the message says so.
-pub fn restore(
+/// `OutputExists`, those of a server, and, where the image is a file, `ImageBad` if it was cut. Later: `ImageBad`, `Io`,
+/// `HostLost`; an existing target is incomplete then, and the message says so.
+pub async fn restore(
     options: &RestoreOptions,
-    interrupt: &Interrupt,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<Restored> {
-    let mut source = ImageSource::open(&options.image)?;
+    let source = ImageSource::open(&options.image)?;
     if source.is_seekable()? {
         // An image that was cut is found out before a target is given up for it.
         source.outline()?;
     }
     let image = source.id()?;
-    let mut opened: Option<(Target, Header)> = None;
-    let mut unreadable = UnreadableRanges::default();
-    let decoded = source.decode(interrupt, |event| {
-        let Some((target, header)) = &mut opened else {
-            if let Event::Header(header) = event {
-                let target = Target::open(&options.output, header.size, options.force, image)?;
-                opened = Some((target, *header));
-            }
-            return Ok(());
-        };
-        match event {
-            Event::Header(_) | Event::Records(_) => {}
-            Event::Data { range, bytes } => {
-                target.write(range, &bytes)?;
-                progress(range.end(), header.size);
-            }
-            Event::Zero { range, kind } => {
-                target.zero(range)?;
-                if kind == Kind::Unreadable {
-                    unreadable.add(range);
-                }
-                progress(range.end(), header.size);
-            }
+    let mut reader = ImageReader::open(source).await?;
+    let header = reader.header().clone();
+    let size = header.size;
+    let (writer, left_alone, existing): (Arc<dyn Writer>, _, _) = match &options.output {
+        Place::Path(path) => {
+            let target = Target::open(path, Some(size), options.force, Some(image))?;
+            let (left_alone, existing) = (target.left_alone(), target.is_existing());
+            (Arc::new(TargetWriter::new(target)), left_alone, existing)
         }
-        Ok(())
-    });
-    let (target, header, decoded) = match (opened, decoded) {
-        (Some((target, header)), decoded) => (target, header, decoded),
-        (None, Err(error)) => return Err(error),
-        (None, Ok(_)) => panic!("a decoder that finishes gave a header first"),
+        Place::Nbd(uri) => {
+            let pool = Arc::new(Pool::open(uri.clone(), &[], options.nbd).await?);
+            let left_alone = super::room_on(&pool, size)?;
+            (Arc::new(NbdWriter::new(pool, false)?), left_alone, true)
+        }
+        Place::Stdio | Place::Null => {
+            let message = "a volume is restored to a file, a block device or an NBD export";
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
     };
-    let (left_alone, existing) = (target.left_alone(), target.is_existing());
-    match decoded.and_then(|end| target.finish().map(|()| end)) {
-        Ok(end) => Ok(Restored {
-            header,
-            end,
-            unreadable,
-            left_alone,
-        }),
-        Err(error) if existing => Err(incomplete(error, &options.output)),
-        Err(error) => Err(error),
+    let mut note = |done| progress(done, size);
+    let copied = run(&mut reader, writer, FLOW, &mut note).await;
+    if let Err(error) = copied {
+        return Err(if existing {
+            incomplete("the restore failed", error, &options.output)
+        } else {
+            error
+        });
     }
+    assert_eq!(reader.size(), Some(size), "the size of an image is in its header");
+    let (end, unreadable) = reader.into_end().expect("a copy ends with its source");
+    Ok(Restored {
+        header,
+        end,
+        unreadable,
+        left_alone,
+    })
 }
 
 /// The cause keeps its kind, and with it its exit code; the sentence is about the target.
-fn incomplete(error: Error, output: &Path) -> Error {
-    Error::new(
-        error.kind(),
-        "the restore failed: the target is incomplete and must not be used",
-    )
-    .at_path(output)
-    .caused_by(error)
+pub(super) fn incomplete(what: &str, error: Error, output: &Place) -> Error {
+    let message = format!("{what}: the target {output} is incomplete and must not be used");
+    Error::new(error.kind(), message).caused_by(error)
 }

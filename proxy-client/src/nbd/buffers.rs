@@ -11,7 +11,7 @@ use super::limits::{KEPT_BUFFER_MAX, KEPT_BYTES};
 
 /// Buffers that nobody uses at the moment.
 #[derive(Clone, Debug, Default)]
-pub(super) struct BufferPool(Arc<Mutex<Idle>>);
+pub(crate) struct BufferPool(Arc<Mutex<Idle>>);
 
 #[derive(Debug, Default)]
 struct Idle {
@@ -21,7 +21,7 @@ struct Idle {
 
 /// A buffer that goes back to its pool.
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     /// May be longer than what was asked for.
     memory: Vec<u8>,
     length: usize,
@@ -30,7 +30,7 @@ pub(super) struct Buffer {
 
 impl BufferPool {
     /// A buffer of `length` bytes, with anything in it.
-    pub(super) fn take(&self, length: usize) -> Buffer {
+    pub(crate) fn take(&self, length: usize) -> Buffer {
         let mut memory = {
             let mut idle = self.lock();
             let memory = idle.buffers.pop().unwrap_or_default();
@@ -63,12 +63,12 @@ impl BufferPool {
 
 impl Buffer {
     /// The bytes.
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[..self.length]
     }
 
     /// The bytes, to be shared; the last who drops them gives the memory back.
-    pub(super) fn freeze(self) -> Bytes {
+    pub(crate) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }
 }

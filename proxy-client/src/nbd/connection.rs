@@ -168,6 +168,19 @@ impl Connection {
         }
     }
 
+    /// Makes a request that has nothing to show.
+    ///
+    /// # Errors
+    /// [`NbdError`].
+    pub async fn command(&self, command: Command) -> Result<(), NbdError> {
+        self.request(command).await.map(|_| ())
+    }
+
+    /// Whether something ended the session.
+    pub fn has_ended(&self) -> bool {
+        self.ending.get().is_some()
+    }
+
     async fn request(&self, command: Command) -> Result<Completion, NbdError> {
         let (result, answer) = oneshot::channel();
         // The driver keeps the deadlines, and ends the session when one passes.

@@ -30,12 +30,35 @@ pub enum NbdError {
     /// The request cannot be sent to this export.
     #[error("the request does not fit the export: {0}")]
     Unfit(RuleBroken),
+    /// A lost connection could not be taken up again in the time that was given.
+    #[error("the server did not come back: {0}")]
+    NotBack(Box<Self>),
+    /// A server that came back, or another connection to it, offers something else under the name.
+    #[error("the export is not what it was, {0} differs")]
+    Changed(&'static str),
+    /// Another frozen image, or none, stands under the name (law P5).
+    #[error("the frozen image does not stand under its name any more")]
+    Replaced,
 }
 
 impl NbdError {
     /// Whether another connection could do better.
     pub fn is_connection_lost(&self) -> bool {
         matches!(self, Self::Io(_) | Self::Closed | Self::Timeout)
+    }
+
+    /// Whether what was refused now may be granted later.
+    pub(super) fn may_pass(&self) -> bool {
+        let shutting_down = matches!(
+            self,
+            Self::Protocol(ProtocolError::Refused(refused)) if refused.reply == OptionReplyCode::ERR_SHUTDOWN
+        );
+        self.is_connection_lost() || shutting_down
+    }
+
+    /// Whether this is said of the export, and not of one connection.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Changed(_) | Self::Replaced)
     }
 
     /// Whether the server knows no metadata contexts, in one of the ways to say so.
@@ -87,7 +110,12 @@ impl From<NbdError> for Error {
             NbdError::Server(server) if server.errno == Errno::Shutdown => {
                 (ErrorKind::FrozenImageGone, "the frozen image has ended")
             }
-            NbdError::Io(_) | NbdError::Closed | NbdError::Timeout => {
+            NbdError::Replaced => (ErrorKind::FrozenImageGone, "the frozen image is gone"),
+            NbdError::Changed(_) => (
+                ErrorKind::ExportChanged,
+                "the server came back with another export",
+            ),
+            NbdError::Io(_) | NbdError::Closed | NbdError::Timeout | NbdError::NotBack(_) => {
                 (ErrorKind::HostLost, "the host is lost")
             }
             NbdError::Protocol(ProtocolError::Refused(_) | ProtocolError::ExportNameRefused)

@@ -58,3 +58,18 @@ pub(super) const KEPT_BUFFER_MAX: usize = 4 << 20;
 
 /// Bytes of buffers that are kept while nobody uses them.
 pub(super) const KEPT_BYTES: usize = 32 << 20;
+
+/// How often one request is made because its connection was lost: a server that drops every connection at the same
+/// request would otherwise hold the job for ever.
+pub(super) const RETRIES: usize = 4;
+
+/// First and longest wait before a lost connection is taken up again: a restarted server is back within a second, and one that
+/// is not should not be pestered.
+pub(super) const RECONNECT_WAIT: std::ops::Range<Duration> =
+    Duration::from_millis(50)..Duration::from_secs(5);
+
+/// How long a connection beside the first may take: a server that has no room for it does not always say so.
+pub(super) const EXTRA_CONNECTION: Duration = Duration::from_secs(3);
+
+/// Bytes of an export from which another connection pays.
+pub(super) const BYTES_PER_CONNECTION: u64 = 4 << 20;

@@ -4,6 +4,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::OFlag;
 use volmap::range::ByteRange;
@@ -32,7 +33,7 @@ enum Zeroes {
     /// They are there already: the file was just created or emptied.
     Skip,
     /// The target holds old data: zeroes are written, by the device where it can.
-    Write { by_device: bool },
+    Write { by_device: AtomicBool },
 }
 
 #[derive(Debug)]
@@ -49,19 +50,22 @@ pub(crate) struct Target {
     place: Place,
     path: PathBuf,
     zeroes: Zeroes,
+    /// Bytes that fit; `None`: a file, which grows.
+    room: Option<u64>,
     left_alone: u64,
 }
 
 impl Target {
-    /// Opens a target for a volume of `size` bytes that is read from `image`. An existing file or device is taken only with
-    /// `force` if it is not empty; a file is emptied then.
+    /// Opens a target for `size` bytes, as far as that is known, that are read from `source`, if that is a file. An existing
+    /// file or device is taken only with `force` if it is not empty; a file is emptied then.
     ///
     /// # Errors
     /// `TargetNotEmpty`, `TargetBusy`, `TargetTooSmall`, `TargetUnfit`, `OutputIsSource`, `OutputExists`, `Io`.
-    pub(crate) fn open(path: &Path, size: u64, force: bool, image: FileId) -> Result<Self> {
+    pub(crate) fn open(path: &Path, size: Option<u64>, force: bool, source: Option<FileId>) -> Result<Self> {
+        let size = size.unwrap_or(0);
         match fs::metadata(path) {
-            Ok(metadata) if FileId::of(&metadata) == image => {
-                Err(Error::new(ErrorKind::OutputIsSource, "this is the image itself").at_path(path))
+            Ok(metadata) if Some(FileId::of(&metadata)) == source => {
+                Err(Error::new(ErrorKind::OutputIsSource, "this is the source itself").at_path(path))
             }
             Ok(metadata) if metadata.is_file() => Self::existing_file(path, size, force),
             Ok(metadata) if metadata.file_type().is_block_device() => {
@@ -87,6 +91,7 @@ impl Target {
             place: Place::New(partial),
             path: path.into(),
             zeroes: Zeroes::Skip,
+            room: None,
             left_alone: 0,
         })
     }
@@ -117,6 +122,7 @@ impl Target {
             place: Place::Existing(file),
             path: path.into(),
             zeroes: Zeroes::Skip,
+            room: None,
             left_alone: 0,
         })
     }
@@ -179,9 +185,22 @@ impl Target {
         Ok(Self {
             place: Place::Existing(file),
             path: path.into(),
-            zeroes: Zeroes::Write { by_device: true },
+            zeroes: Zeroes::Write {
+                by_device: AtomicBool::new(true),
+            },
+            room: Some(target_size),
             left_alone,
         })
+    }
+
+    /// Whether what is not written is zero.
+    pub(crate) fn is_zero_already(&self) -> bool {
+        matches!(self.zeroes, Zeroes::Skip)
+    }
+
+    /// Believes the operator that a device holds nothing but zeroes.
+    pub(crate) fn trust_to_be_zero(&mut self) {
+        self.zeroes = Zeroes::Skip;
     }
 
     /// Bytes of the target behind the volume, which stay as they are.
@@ -203,20 +222,22 @@ impl Target {
 
     /// Writes bytes of the volume.
     pub(crate) fn write(&self, range: ByteRange, bytes: &[u8]) -> Result<()> {
+        self.check_room(range)?;
         self.file()
             .write_all_at(bytes, range.start())
             .map_err(|error| Error::io("writing the target", &self.path, error).in_range(range))
     }
 
     /// Makes bytes of the volume zero.
-    pub(crate) fn zero(&mut self, range: ByteRange) -> Result<()> {
-        let Zeroes::Write { by_device } = self.zeroes else {
+    pub(crate) fn zero(&self, range: ByteRange) -> Result<()> {
+        self.check_room(range)?;
+        let Zeroes::Write { by_device } = &self.zeroes else {
             return Ok(());
         };
         let start = range.start().next_multiple_of(ZERO_RANGE_ALIGN);
         let end = range.end() - range.end() % ZERO_RANGE_ALIGN;
         let inner = ByteRange::from_bounds(start, end).filter(|inner| inner.len() >= ZERO_RANGE_MIN);
-        let Some(inner) = inner.filter(|_| by_device) else {
+        let Some(inner) = inner.filter(|_| by_device.load(Ordering::Relaxed)) else {
             return self.write_zeroes(range);
         };
         for outer in [
@@ -231,12 +252,23 @@ impl Target {
             // Unlike a discard this guarantees zeroes; the kernel writes them where the device cannot.
             if let Err(error) = file_system::zero_range(self.file(), at, step) {
                 tracing::debug!(path = %self.path.display(), %error, "zeroes are written from here on");
-                self.zeroes = Zeroes::Write { by_device: false };
+                by_device.store(false, Ordering::Relaxed);
                 return self.write_zeroes(left);
             }
             at += step;
         }
         Ok(())
+    }
+
+    /// A stream may turn out to be longer than the target.
+    fn check_room(&self, range: ByteRange) -> Result<()> {
+        match self.room {
+            Some(room) if range.end() > room => {
+                let message = format!("the source has more than the {room} bytes of the target");
+                Err(Error::new(ErrorKind::TargetTooSmall, message).at_path(&self.path))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn write_zeroes(&self, range: ByteRange) -> Result<()> {
@@ -249,8 +281,14 @@ impl Target {
         Ok(())
     }
 
-    /// After the last byte of a good image: makes everything durable, and gives a new file its name.
-    pub(crate) fn finish(self) -> Result<()> {
+    /// After the last byte of a good source of `size` bytes: makes everything durable, and gives a new file its name.
+    pub(crate) fn finish(self, size: u64) -> Result<()> {
+        if self.room.is_none() {
+            // A stream says only now how long it is, and it may end with zeroes.
+            self.file()
+                .set_len(size)
+                .map_err(|error| Error::io("sizing the target", &self.path, error))?;
+        }
         match self.place {
             Place::New(partial) => partial.commit(),
             Place::Existing(file) => file

@@ -148,6 +148,12 @@ impl Fixture {
 /// Where nobody looks at progress.
 pub(crate) fn quiet(_: u64, _: u64) {}
 
+/// Runs a job to its end, with all that it has begun.
+pub(crate) fn in_runtime<T>(job: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(job)
+}
+
 /// A file full of old data.
 pub(crate) fn old_data(path: &Path, length: usize) {
     std::fs::write(path, vec![0xa5; length]).unwrap();

@@ -8,12 +8,11 @@ use std::process::Command;
 
 use nix::fcntl::OFlag;
 use proxy_client::error::{ErrorKind, Result};
-use proxy_client::interrupt::Interrupt;
 use proxy_client::job::restore::{RestoreOptions, Restored, restore};
 use proxy_client::transport::direct::{DirectOpener, LunOpener};
 use volmap::sys::block_device::{is_read_only, set_read_only};
 
-use crate::fixture::{Fixture, VOLUME, old_data, quiet};
+use crate::fixture::{Fixture, VOLUME, in_runtime, old_data, quiet};
 
 /// A loop device, detached when it is dropped.
 struct Loop(PathBuf);
@@ -63,11 +62,10 @@ impl Drop for Loop {
 
 fn run(fixture: &Fixture, output: &Path, force: bool) -> Result<Restored> {
     let options = RestoreOptions {
-        image: fixture.image_path(),
-        output: output.into(),
         force,
+        ..RestoreOptions::to_path(fixture.image_path(), output)
     };
-    restore(&options, &Interrupt::default(), &mut quiet)
+    in_runtime(restore(&options, &mut quiet))
 }
 
 const BEHIND: usize = 1 << 20;

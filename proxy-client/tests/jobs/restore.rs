@@ -4,18 +4,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use proxy_client::error::{ErrorKind, Result};
-use proxy_client::interrupt::Interrupt;
 use proxy_client::job::restore::{RestoreOptions, Restored, restore};
 
-use crate::fixture::{DAMAGED, Fixture, VOLUME, old_data, quiet};
+use crate::fixture::{DAMAGED, Fixture, VOLUME, in_runtime, old_data, quiet};
 
 fn run(image: &Path, output: &Path, force: bool) -> Result<Restored> {
     let options = RestoreOptions {
-        image: image.into(),
-        output: output.into(),
         force,
+        ..RestoreOptions::to_path(image, output)
     };
-    restore(&options, &Interrupt::default(), &mut quiet)
+    in_runtime(restore(&options, &mut quiet))
 }
 
 fn kind(result: Result<Restored>) -> ErrorKind {
@@ -27,15 +25,11 @@ fn a_new_file_equals_the_volume_and_keeps_its_holes() {
     let fixture = Fixture::new(VOLUME);
     let target = fixture.path("disk.raw");
     let mut last = (0, 0);
-    let options = RestoreOptions {
-        image: fixture.image_path(),
-        output: target.clone(),
-        force: false,
-    };
-    let restored = restore(&options, &Interrupt::default(), &mut |done, size| {
+    let options = RestoreOptions::to_path(fixture.image_path(), &target);
+    let restored = in_runtime(restore(&options, &mut |done, size| {
         assert!(done > last.0);
         last = (done, size);
-    })
+    }))
     .unwrap();
     let size = fixture.plain.len() as u64;
     assert_eq!(last, (size, size));

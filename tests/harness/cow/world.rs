@@ -13,7 +13,6 @@ use nbd_export::server::Server;
 use nbd_export::uri::{NbdAddress, NbdUri};
 use proxy_client::config::{ImagePath, LunArgument};
 use proxy_client::error::Result;
-use proxy_client::interrupt::Interrupt;
 use proxy_client::job::backup::{BackupOptions, backup};
 use proxy_client::job::restore::{RestoreOptions, restore};
 use proxy_client::nbd::NbdError;
@@ -244,12 +243,8 @@ impl World {
     /// What is in an image, by our restore and by stock zstd, is the frozen content. The image is removed.
     pub fn assert_restores(&self, image: &Path, frozen: &Frozen) {
         let restored = image.with_extension("restored");
-        let options = RestoreOptions {
-            image: image.to_owned(),
-            output: restored.clone(),
-            force: false,
-        };
-        restore(&options, &Interrupt::default(), &mut |_, _| {}).unwrap();
+        let options = RestoreOptions::to_path(image, &restored);
+        self.handle.block_on(restore(&options, &mut |_, _| {})).unwrap();
         assert_same(&fs::read(&restored).unwrap(), &frozen.content, "restored");
         let unpacked = digest::of_command(Command::new("zstd").arg("-dcq").arg(image));
         assert_eq!(unpacked, blake3::hash(&frozen.content), "zstd -dc");

@@ -48,7 +48,7 @@ macro_rules! promises {
 
 promises!(
     proxy_client: "proxy-client",
-    verbs ["backup", "restore", "verify", "inspect", "demo"],
+    verbs ["backup", "restore", "copy", "verify", "inspect", "demo"],
     missing [
         &["backup"][..],
         &["backup", "nbd://host/x"],
@@ -59,12 +59,29 @@ promises!(
         &["backup", "nbds://host/x", "--output", "x"],
         &["restore"],
         &["restore", "x"],
+        &["restore", "x", "--output", "http://host/x"],
+        &["restore", "x", "--output", "y", "--connections", "0"],
+        &["copy"],
+        &["copy", "x"],
+        &["copy", "x", "http://host/x"],
+        &["copy", "nbd:///x", "y"],
+        &["copy", "null:", "y"],
+        &["copy", "x", "y", "--timeout", "0"],
+        &["copy", "x", "y", "--timeout", "soon"],
+        &["copy", "x", "y", "--request-size", "5000"],
+        &["copy", "x", "y", "--requests", "65"],
+        &["copy", "/dev/zero", "y"],
         &["verify"],
         &["verify", "x", "y"],
         &["inspect"],
         &["--error-format", "yaml", "verify", "x"],
     ],
-    unreadable [&["verify", "@"][..], &["restore", "@", "--output", "/dev/null/x"], &["inspect", "@"]],
+    unreadable [
+        &["verify", "@"][..],
+        &["restore", "@", "--output", "/dev/null/x"],
+        &["inspect", "@"],
+        &["copy", "@", "null:"],
+    ],
 );
 
 promises!(

@@ -38,9 +38,11 @@ fn zeroes_replace_old_data_wherever_they_begin_and_end() {
         for by_device in [true, false] {
             let (path, file) = full_of_old_data(dir.path());
             let mut target = Target::overwriting(file, &path, SIZE, SIZE, false).unwrap();
-            target.zeroes = Zeroes::Write { by_device };
+            target.zeroes = Zeroes::Write {
+                by_device: by_device.into(),
+            };
             target.zero(range(start, len)).unwrap();
-            target.finish().unwrap();
+            target.finish(SIZE).unwrap();
             let bytes = fs::read(&path).unwrap();
             assert_eq!(bytes.len() as u64, SIZE);
             let (from, to): (usize, usize) = (start.try_into().unwrap(), (start + len).try_into().unwrap());
@@ -56,11 +58,11 @@ fn a_file_with_data_is_emptied_only_with_force() {
     let dir = tempfile::tempdir().unwrap();
     let (path, file) = full_of_old_data(dir.path());
     drop(file);
-    let error = Target::open(&path, 8192, false, other()).unwrap_err();
+    let error = Target::open(&path, Some(8192), false, Some(other())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TargetNotEmpty);
     assert_eq!(fs::metadata(&path).unwrap().len(), SIZE);
-    let target = Target::open(&path, 8192, true, other()).unwrap();
-    target.finish().unwrap();
+    let target = Target::open(&path, Some(8192), true, Some(other())).unwrap();
+    target.finish(8192).unwrap();
     assert_eq!(fs::read(&path).unwrap(), vec![0; 8192]);
 }
 
@@ -69,10 +71,10 @@ fn an_empty_file_is_taken_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f");
     fs::write(&path, b"").unwrap();
-    let mut target = Target::open(&path, 8192, false, other()).unwrap();
+    let target = Target::open(&path, Some(8192), false, Some(other())).unwrap();
     target.zero(range(0, 4096)).unwrap();
     target.write(range(4096, 4096), &[7; 4096]).unwrap();
-    target.finish().unwrap();
+    target.finish(8192).unwrap();
     assert_eq!(fs::read(&path).unwrap()[4096..], [7; 4096]);
 }
 
@@ -84,7 +86,7 @@ fn the_image_itself_is_never_a_target() {
     let link = dir.path().join("link");
     fs::hard_link(&path, &link).unwrap();
     let image = FileId::of(&fs::metadata(&path).unwrap());
-    let error = Target::open(&link, 4096, true, image).unwrap_err();
+    let error = Target::open(&link, Some(4096), true, Some(image)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutputIsSource);
     assert_eq!(fs::read(&path).unwrap(), b"image");
 }
@@ -94,7 +96,7 @@ fn a_lun_that_is_being_read_is_refused_even_with_force() {
     let dir = tempfile::tempdir().unwrap();
     let (path, file) = full_of_old_data(dir.path());
     file.lock_shared().unwrap();
-    let error = Target::open(&path, 4096, true, other()).unwrap_err();
+    let error = Target::open(&path, Some(4096), true, Some(other())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TargetBusy);
     assert_eq!(fs::metadata(&path).unwrap().len(), SIZE);
 }
@@ -117,7 +119,7 @@ fn size_and_signature_decide_on_devices() {
 #[test]
 fn directories_and_character_devices_are_unfit() {
     for path in ["/", "/dev/null"] {
-        let error = Target::open(Path::new(path), 0, true, other()).unwrap_err();
+        let error = Target::open(Path::new(path), Some(0), true, Some(other())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TargetUnfit);
     }
 }

@@ -1,0 +1,337 @@
+//! Several connections to one export, taken up again when they are lost.
+//!
+//! Invariants:
+//! * every connection of a pool has negotiated the same: the same size, flags, block sizes, style and contexts, and for a
+//!   frozen image its UUID (law P5). A server that comes back with anything else is another one, and the pool fails for good;
+//! * whoever wrote can find out whether a connection was lost since: an acknowledged write is safe only after a FLUSH that was
+//!   answered while none was lost ([`Pool::losses`]).
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use nbd_export::proto::handshake::{Goal, Outcome};
+use nbd_export::proto::{Command, ContextName, Descriptor, Negotiated, TransmissionFlags};
+use nbd_export::uri::NbdUri;
+use tokio::sync::RwLock;
+use tokio::time::{Instant, sleep, timeout};
+use volmap::range::ByteRange;
+
+use super::buffers::BufferPool;
+use super::connection::Connection;
+use super::dial::dial;
+use super::error::NbdError;
+use super::limits::{BYTES_PER_CONNECTION, Deadlines, EXTRA_CONNECTION, RECONNECT_WAIT, RETRIES};
+
+/// What names a frozen image (docs/x-volmap.md).
+const FROZEN: &str = "x-volmap:frozen:";
+
+/// How a pool behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PoolOptions {
+    /// Most connections; one where the export cannot multi-conn.
+    pub connections: usize,
+    /// Of each connection.
+    pub deadlines: Deadlines,
+    /// How long a lost connection is tried to be taken up again; zero: not at all.
+    pub reconnect: Duration,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self {
+            connections: 4,
+            deadlines: Deadlines::default(),
+            reconnect: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Connections to an export. Requests go to them in turn.
+pub struct Pool {
+    uri: NbdUri,
+    options: PoolOptions,
+    contexts: Vec<ContextName>,
+    session: Negotiated,
+    frozen: Option<ContextName>,
+    connections: Vec<RwLock<Arc<Connection>>>,
+    next: AtomicUsize,
+    lost: AtomicU64,
+    given_up: OnceLock<NbdError>,
+    buffers: BufferPool,
+}
+
+impl Pool {
+    /// Enters the export of `uri` with those of `contexts` that it has, and with the name of its frozen image if it has one.
+    ///
+    /// # Errors
+    /// [`NbdError`].
+    pub async fn open(uri: NbdUri, contexts: &[ContextName], options: PoolOptions) -> Result<Self, NbdError> {
+        let buffers = BufferPool::default();
+        let mut attempt = 1;
+        let (first, contexts, frozen) = loop {
+            let frozen = frozen_context(&uri, options.deadlines).await?;
+            let contexts: Vec<_> = contexts.iter().cloned().chain(frozen.clone()).collect();
+            let first =
+                Connection::connect_with(&uri, contexts.clone(), options.deadlines, buffers.clone()).await?;
+            // Between the two connections the name may have gone to another frozen image, which then was not selected.
+            match &frozen {
+                Some(name) if first.session().context_id(name.as_str()).is_none() => {}
+                _ => break (first, contexts, frozen),
+            }
+            if attempt == RETRIES {
+                return Err(NbdError::Replaced);
+            }
+            attempt += 1;
+        };
+        let session = first.session().clone();
+        let mut pool = Self {
+            uri,
+            options,
+            contexts,
+            session,
+            frozen,
+            connections: vec![RwLock::new(Arc::new(first))],
+            next: AtomicUsize::new(0),
+            lost: AtomicU64::new(0),
+            given_up: OnceLock::new(),
+            buffers,
+        };
+        pool.widen().await?;
+        Ok(pool)
+    }
+
+    /// Opens the connections beside the first, if that is safe and pays. A server that takes fewer is served with fewer.
+    async fn widen(&mut self) -> Result<(), NbdError> {
+        if !self.session.offers(TransmissionFlags::CAN_MULTI_CONN) {
+            return Ok(());
+        }
+        let useful = self.session.export.size.div_ceil(BYTES_PER_CONNECTION);
+        let wanted = self
+            .options
+            .connections
+            .min(usize::try_from(useful).unwrap_or(usize::MAX));
+        let extra = (1..wanted).map(|_| timeout(EXTRA_CONNECTION, self.connect()));
+        for connection in futures_util::future::join_all(extra).await {
+            match connection.unwrap_or(Err(NbdError::Timeout)) {
+                Ok(connection) => self.connections.push(RwLock::new(Arc::new(connection))),
+                Err(error) if error.is_final() => return Err(error),
+                Err(error) => tracing::debug!(%error, "the server takes no more connections"),
+            }
+        }
+        Ok(())
+    }
+
+    /// What every connection has negotiated; ids of contexts are those of the first.
+    pub fn session(&self) -> &Negotiated {
+        &self.session
+    }
+
+    /// Number of connections.
+    pub fn width(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Reads bytes.
+    ///
+    /// # Errors
+    /// [`NbdError`]; never with a part of the bytes.
+    pub async fn read(&self, offset: u64, length: u32) -> Result<Bytes, NbdError> {
+        self.ask(|connection| async move { connection.read(offset, length).await })
+            .await
+    }
+
+    /// Makes a request that has nothing to show. It may be made twice, when a connection is lost before the reply.
+    ///
+    /// # Errors
+    /// [`NbdError`].
+    pub async fn request(&self, command: Command) -> Result<(), NbdError> {
+        self.ask(|connection| {
+            let command = command.clone();
+            async move { connection.command(command).await }
+        })
+        .await
+    }
+
+    /// What the context says from the start of `range` on: at least one extent, and not always all of the range.
+    ///
+    /// # Errors
+    /// [`NbdError`]; [`NbdError::Unfit`] where the context is not selected.
+    pub async fn status(&self, range: ByteRange, context: &str) -> Result<Vec<Descriptor>, NbdError> {
+        self.ask(|connection| async move {
+            let id = connection.session().context_id(context);
+            let filters = connection
+                .session()
+                .offers(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+            let filter = id.filter(|_| filters).map(|id| vec![id]);
+            let statuses = connection.block_status(range, filter).await?;
+            statuses
+                .into_iter()
+                .find(|status| Some(status.context) == id)
+                .map(|status| status.descriptors)
+                .ok_or(NbdError::Unfit(
+                    nbd_export::proto::transmission::RuleBroken::NoContexts,
+                ))
+        })
+        .await
+    }
+
+    /// How often a connection was lost so far, noticed or not.
+    pub fn losses(&self) -> u64 {
+        let unnoticed = |connection: &&RwLock<Arc<Connection>>| {
+            // One that is locked is being replaced, and counted.
+            connection
+                .try_read()
+                .is_ok_and(|connection| connection.has_ended())
+        };
+        let unnoticed = self.connections.iter().filter(unnoticed).count();
+        self.lost.load(Ordering::SeqCst) + unnoticed as u64
+    }
+
+    /// Says goodbye on every connection.
+    pub async fn disconnect(self) {
+        let goodbyes = self.connections.into_iter().filter_map(|connection| {
+            let connection = Arc::try_unwrap(connection.into_inner()).ok()?;
+            Some(connection.disconnect())
+        });
+        futures_util::future::join_all(goodbyes).await;
+    }
+
+    /// Makes a request, again on another connection where the first was lost.
+    async fn ask<T, F>(&self, request: impl Fn(Arc<Connection>) -> F) -> Result<T, NbdError>
+    where
+        F: Future<Output = Result<T, NbdError>>,
+    {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
+        let mut attempt = 1;
+        loop {
+            let connection = Arc::clone(&*self.connections[number].read().await);
+            match request(Arc::clone(&connection)).await {
+                Err(error) if self.is_lost(&error) && attempt < RETRIES => {
+                    self.reconnect(number, &connection, error).await?;
+                    attempt += 1;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Whether another connection could do better. A server that shuts down may come back with the same export, but a frozen
+    /// image that has ended does not.
+    fn is_lost(&self, error: &NbdError) -> bool {
+        error.is_connection_lost() || (error.is_gone() && self.frozen.is_none())
+    }
+
+    /// Another connection in the place of `lost`, which failed of `error`.
+    async fn reconnect(
+        &self,
+        number: usize,
+        lost: &Arc<Connection>,
+        error: NbdError,
+    ) -> Result<(), NbdError> {
+        let mut current = self.connections[number].write().await;
+        if !Arc::ptr_eq(&current, lost) {
+            // Somebody else was faster.
+            return Ok(());
+        }
+        self.lost.fetch_add(1, Ordering::SeqCst);
+        tracing::warn!(%error, "a connection is lost");
+        match self.connect_again(error).await {
+            Ok(connection) => {
+                *current = Arc::new(connection);
+                tracing::info!("connected again");
+                Ok(())
+            }
+            Err(error) => Err(self.given_up.get_or_init(|| error).clone()),
+        }
+    }
+
+    async fn connect_again(&self, mut last: NbdError) -> Result<Connection, NbdError> {
+        let deadline = Instant::now() + self.options.reconnect;
+        let mut wait = RECONNECT_WAIT.start;
+        loop {
+            if let Some(error) = self.given_up.get() {
+                return Err(error.clone());
+            }
+            if Instant::now() + wait > deadline {
+                return Err(NbdError::NotBack(Box::new(last)));
+            }
+            sleep(jittered(wait)).await;
+            wait = (wait * 2).min(RECONNECT_WAIT.end);
+            let left = deadline.saturating_duration_since(Instant::now());
+            match timeout(left, self.connect())
+                .await
+                .unwrap_or(Err(NbdError::Timeout))
+            {
+                Ok(connection) => return Ok(connection),
+                Err(error) if self.frozen.is_some() && error.is_unknown_export() => {
+                    return Err(NbdError::Replaced);
+                }
+                Err(error) if error.may_pass() => {
+                    tracing::debug!(%error, "not connected yet");
+                    last = error;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A connection that has negotiated what the first had.
+    async fn connect(&self) -> Result<Connection, NbdError> {
+        let connection = Connection::connect_with(
+            &self.uri,
+            self.contexts.clone(),
+            self.options.deadlines,
+            self.buffers.clone(),
+        )
+        .await?;
+        let (was, is) = (&self.session, connection.session());
+        if let Some(frozen) = &self.frozen
+            && is.context_id(frozen.as_str()).is_none()
+        {
+            return Err(NbdError::Replaced);
+        }
+        let names = |session: &Negotiated| {
+            let mut names: Vec<_> = session.contexts.iter().map(|c| c.name.clone()).collect();
+            names.sort_unstable();
+            names
+        };
+        let differs = [
+            (was.export.size != is.export.size, "its size"),
+            (was.export.flags != is.export.flags, "its flags"),
+            (was.export.block != is.export.block, "its block sizes"),
+            (was.export.name != is.export.name, "its name"),
+            (was.export.description != is.export.description, "its description"),
+            (was.style != is.style, "the style of its replies"),
+            (names(was) != names(is), "its metadata contexts"),
+        ];
+        match differs.iter().find(|(differs, _)| *differs) {
+            Some((_, what)) => Err(NbdError::Changed(what)),
+            None => Ok(connection),
+        }
+    }
+}
+
+/// The context that names the frozen image of an export, if it is one.
+async fn frozen_context(uri: &NbdUri, deadlines: Deadlines) -> Result<Option<ContextName>, NbdError> {
+    let Ok(query) = ContextName::new(FROZEN) else {
+        return Ok(None);
+    };
+    let goal = Goal::ListContexts {
+        export: uri.export.clone(),
+        queries: vec![query],
+    };
+    match dial(uri, goal, deadlines.handshake).await.map(|d| d.outcome) {
+        Ok(Outcome::Contexts(names)) => Ok(names.into_iter().find(|name| name.as_str().starts_with(FROZEN))),
+        Ok(_) => Err(NbdError::Closed),
+        Err(error) if error.knows_no_contexts() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Between half of a wait and all of it, so that many connections do not come back at the same instant.
+fn jittered(wait: Duration) -> Duration {
+    let part = f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
+    wait.mul_f64(0.5 + part / 2.0)
+}
