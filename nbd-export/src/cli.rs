@@ -38,7 +38,7 @@ pub enum ErrorFormat {
 #[derive(Debug, Subcommand)]
 #[allow(clippy::large_enum_variant, reason = "there is one in the life of a process")]
 pub enum Verb {
-    /// Serve volumes as frozen images, and origins read-write under copy-before-write.
+    /// Serve volumes as frozen images, origins read-write under copy-before-write, and plain files and devices read-write.
     Serve(ServeArgs),
     /// Freeze a volume or origin that a running agent serves; prints the NBD URI of the frozen image.
     Freeze(FreezeArgs),
@@ -64,6 +64,9 @@ pub struct ServeArgs {
     /// Where old data is kept for the origin at the same position on the command line. SIZE takes K, M, G, T.
     #[arg(long, value_name = "PATH[,size=SIZE]")]
     pub copy_area: Vec<String>,
+    /// Serve a file or block device read-write under NAME, as it is; nobody else may use it meanwhile.
+    #[arg(long, value_name = "NAME=PATH")]
+    pub writable: Vec<String>,
     /// Listen on a Unix socket (all exports). With tls=off it goes without TLS where --tls-dir is given: only this user gets in.
     #[arg(long, value_name = "PATH[,tls=off]")]
     pub socket: Vec<PathBuf>,

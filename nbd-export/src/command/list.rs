@@ -24,6 +24,7 @@ fn print(listing: &Listing, out: &mut dyn Write) -> io::Result<()> {
         let kind = match volume.kind {
             VolumeKind::Volume => "volume",
             VolumeKind::Origin => "origin",
+            VolumeKind::Writable => "writable",
         };
         let size = volume
             .size

@@ -18,7 +18,7 @@ use crate::server::limits::Limits;
 /// Name of the NBD socket in the runtime directory when no listener is given.
 const SOCKET_NAME: &str = "nbd-export.sock";
 
-/// A volume that is frozen and served read-only.
+/// A volume that is frozen and served read-only, or served read-write as it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VolumeConfig {
     /// What it is called.
@@ -107,6 +107,8 @@ pub struct ServeConfig {
     pub assume_exclusive: bool,
     /// Volumes to serve read-write.
     pub origins: Vec<OriginConfig>,
+    /// Volumes to serve read-write as they are.
+    pub writables: Vec<VolumeConfig>,
     /// Tag files.
     pub tags: Vec<TagConfig>,
     /// Files and devices that stand for disks.
@@ -141,6 +143,11 @@ impl ServeConfig {
             .iter()
             .map(|argument| volume(argument).map(|(name, path)| VolumeConfig { name, path }))
             .collect::<Result<Vec<_>, _>>()?;
+        let writables = args
+            .writable
+            .iter()
+            .map(|argument| named("--writable", argument).map(|(name, path)| VolumeConfig { name, path }))
+            .collect::<Result<Vec<_>, _>>()?;
         let tags = args
             .tag
             .iter()
@@ -153,6 +160,7 @@ impl ServeConfig {
             clone_dir: args.clone_dir.clone(),
             assume_exclusive: args.assume_exclusive,
             origins: origins(args)?,
+            writables,
             tags,
             identities: identities(&args.identity)?,
             listeners: listeners(args, passed, stdio)?,
@@ -173,14 +181,17 @@ impl ServeConfig {
 
     /// What no argument shows alone.
     fn check(&self) -> Result<(), Error> {
-        if self.volumes.is_empty() && self.origins.is_empty() {
-            return Err(usage("there is nothing to serve: give a VOLUME or an --origin"));
+        if self.volumes.is_empty() && self.origins.is_empty() && self.writables.is_empty() {
+            return Err(usage(
+                "there is nothing to serve: give a VOLUME, an --origin or a --writable",
+            ));
         }
         let names: Vec<&VolumeName> = self
             .volumes
             .iter()
             .map(|v| &v.name)
             .chain(self.origins.iter().map(|o| &o.name))
+            .chain(self.writables.iter().map(|w| &w.name))
             .collect();
         let mut exports = BTreeSet::new();
         let tag_exports = self.tags.iter().map(|t| format!("{}.tag", t.name));
@@ -204,6 +215,7 @@ impl ServeConfig {
             .origins
             .iter()
             .map(|o| format!("--origin {}", o.name))
+            .chain(self.writables.iter().map(|w| format!("--writable {}", w.name)))
             .chain(self.tags.iter().map(|t| format!("--tag {}", t.name)))
             .next();
         match writable {
@@ -364,6 +376,10 @@ mod tests {
     fn export_names_are_unique() {
         refused(&["/x/vm.img", "/y/vm.img"]);
         refused(&["a=/x", "--origin", "a=/a", "--copy-area", "/ca"]);
+        refused(&["a=/x", "--writable", "a=/a"]);
+        refused(&["--writable", "/a"]);
+        assert!(config(&["--writable", "a=/a"]).is_ok());
+        refused(&["--writable", "a=/a", "--listen", "127.0.0.1:0"]);
         refused(&["a=/x", "a.tag=/y", "--tag", "a=/t"]);
         refused(&["a=/x", "--tag", "a=/t", "--tag", "a=/u"]);
         refused(&["a=/x", "--tag", "b=/t"]);

@@ -64,6 +64,7 @@ impl Export for FrozenExport {
         ExportInfo {
             size: self.image.size(),
             writable: false,
+            fast_zero: false,
             block: BlockSizes::default(),
             description: describe(self.image.description()),
         }
@@ -331,7 +332,14 @@ mod tests {
             Err(ExportError::ReadOnly)
         ));
         assert!(matches!(
-            export.write_zeroes(range(0, 1), false, false),
+            export.write_zeroes(
+                range(0, 1),
+                volmap::storage::Zeroing {
+                    may_punch: true,
+                    fast: false
+                },
+                false
+            ),
             Err(ExportError::ReadOnly)
         ));
         assert!(export.flush().is_ok());

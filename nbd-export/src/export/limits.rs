@@ -38,5 +38,9 @@ pub const CACHE_MAX: u64 = 32 << 20;
 /// end of the agent, wait for the step and not for a whole volume that is wiped. As much as the largest WRITE.
 pub const WIPE_STEP: u64 = 32 << 20;
 
+/// Most bytes of a plain volume that one system call of a TRIM or WRITE_ZEROES covers: nothing can stop it, and a session ends no
+/// sooner than its calls. Storage that knows zeroes does so much in well below a second.
+pub const ZERO_STEP: u64 = 1 << 30;
+
 /// Bytes read at a time to warm the cache for CMD_CACHE: the memory one such request takes.
 pub const CACHE_STEP: u64 = 1 << 20;

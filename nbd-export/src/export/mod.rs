@@ -19,6 +19,7 @@ mod reach;
 #[cfg(test)]
 pub(crate) mod scripted;
 mod tag;
+mod writable;
 mod x_volmap;
 
 pub(crate) use description::words;
@@ -30,3 +31,4 @@ pub use model::{
 pub use origin::OriginExport;
 pub use pieces::{Buffer, Piece, Pieces};
 pub use tag::TagExport;
+pub use writable::WritableExport;

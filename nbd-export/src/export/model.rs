@@ -4,6 +4,7 @@ use std::io;
 
 use volmap::frozen::FrozenError;
 use volmap::range::ByteRange;
+use volmap::storage::Zeroing;
 
 use super::pieces::Pieces;
 use crate::proto::{BlockSizes, Descriptor};
@@ -18,6 +19,8 @@ pub struct ExportInfo {
     pub size: u64,
     /// Whether it takes WRITE, TRIM and WRITE_ZEROES.
     pub writable: bool,
+    /// Whether it tells at once where zeroing would be no faster than writing.
+    pub fast_zero: bool,
     /// Block size constraints.
     pub block: BlockSizes,
     /// Text for NBD_INFO_DESCRIPTION, machine-readable where docs/x-volmap.md says so.
@@ -71,9 +74,22 @@ pub enum ExportError {
     /// It does not know this request, or not this context.
     #[error("not supported: {0}")]
     Unsupported(&'static str),
+    /// Zeroes that were to be fast would not be; nothing was changed.
+    #[error("zeroing here is not faster than writing")]
+    NotFast,
     /// The store below failed.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl ExportError {
+    /// Why zeroes could not be written.
+    pub(super) fn of_zeroing(error: io::Error, how: Zeroing) -> Self {
+        match error.kind() {
+            io::ErrorKind::Unsupported if how.fast => Self::NotFast,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 impl From<FrozenError> for ExportError {
@@ -163,12 +179,12 @@ pub trait Export: Send + Sync {
         Err(ExportError::ReadOnly)
     }
 
-    /// Makes `range` read as zeroes, and keeps it allocated with `no_hole`.
+    /// Makes `range` read as zeroes.
     ///
     /// # Errors
-    /// [`ExportError::ReadOnly`] or [`ExportError::Io`].
-    fn write_zeroes(&self, range: ByteRange, no_hole: bool, fua: bool) -> Result<(), ExportError> {
-        let _ = (range, no_hole, fua);
+    /// [`ExportError::ReadOnly`], [`ExportError::NotFast`] or [`ExportError::Io`].
+    fn write_zeroes(&self, range: ByteRange, how: Zeroing, fua: bool) -> Result<(), ExportError> {
+        let _ = (range, how, fua);
         Err(ExportError::ReadOnly)
     }
 }

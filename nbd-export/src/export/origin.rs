@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use volmap::cow::Origin;
 use volmap::range::ByteRange;
+use volmap::storage::Zeroing;
 
 use super::limits::WIPE_STEP;
-use super::live::{all_data, allocation_only, one_piece};
+use super::live::{all_data, allocation_only, one_piece, steps};
 use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, ReadShape};
 use super::pieces::Pieces;
 use crate::proto::BlockSizes;
@@ -32,6 +33,7 @@ impl Export for OriginExport {
         ExportInfo {
             size: self.origin.size(),
             writable: true,
+            fast_zero: true,
             block: BlockSizes::default(),
             description: "origin: live, read-write".to_owned(),
         }
@@ -70,30 +72,24 @@ impl Export for OriginExport {
     }
 
     fn trim(&self, range: ByteRange, fua: bool) -> Result<(), ExportError> {
-        for (step, last) in steps(range) {
+        for (step, last) in steps(range, WIPE_STEP) {
             self.origin.trim(step.start(), step.len(), fua && last)?;
         }
         Ok(())
     }
 
-    fn write_zeroes(&self, range: ByteRange, no_hole: bool, fua: bool) -> Result<(), ExportError> {
-        for (step, last) in steps(range) {
-            let fua = fua && last;
-            self.origin.write_zeroes(step.start(), step.len(), no_hole, fua)?;
+    fn write_zeroes(&self, range: ByteRange, how: Zeroing, fua: bool) -> Result<(), ExportError> {
+        for (step, last) in steps(range, WIPE_STEP) {
+            let (start, len, fua) = (step.start(), step.len(), fua && last);
+            if how.fast {
+                self.origin.write_zeroes_fast(start, len, !how.may_punch, fua)
+            } else {
+                self.origin.write_zeroes(start, len, !how.may_punch, fua)
+            }
+            .map_err(|error| ExportError::of_zeroing(error, how))?;
         }
         Ok(())
     }
-}
-
-/// Cuts a range at multiples of [`WIPE_STEP`], and tells which part is the last: what makes that durable covers all before it.
-fn steps(range: ByteRange) -> impl Iterator<Item = (ByteRange, bool)> {
-    let mut at = range.start();
-    std::iter::from_fn(move || {
-        let end = (at - at % WIPE_STEP).saturating_add(WIPE_STEP).min(range.end());
-        let step = ByteRange::from_bounds(at, end)?;
-        at = end;
-        Some((step, end == range.end()))
-    })
 }
 
 #[cfg(test)]
@@ -116,7 +112,7 @@ mod tests {
     #[test]
     fn a_wipe_lets_a_freeze_in_between_its_steps() {
         let range = |start, end| ByteRange::from_bounds(start, end).unwrap();
-        let cut = |start, end| steps(range(start, end)).collect::<Vec<_>>();
+        let cut = |start, end| steps(range(start, end), WIPE_STEP).collect::<Vec<_>>();
         for end in [1, WIPE_STEP - 1, WIPE_STEP] {
             assert_eq!(cut(0, end), [(range(0, end), true)]);
         }
@@ -151,8 +147,15 @@ mod tests {
 
         live.write(0, &[2; 4096], false).unwrap();
         live.trim(ByteRange::new(8192, 4096).unwrap(), false).unwrap();
-        live.write_zeroes(ByteRange::new(16_384, 4096).unwrap(), true, true)
-            .unwrap();
+        live.write_zeroes(
+            ByteRange::new(16_384, 4096).unwrap(),
+            Zeroing {
+                may_punch: false,
+                fast: false,
+            },
+            true,
+        )
+        .unwrap();
         live.flush().unwrap();
 
         assert_eq!(bytes(&live, 0, 4096), [2; 4096]);

@@ -2,6 +2,7 @@
 //! find the nonce there.
 
 use volmap::range::ByteRange;
+use volmap::storage::Zeroing;
 use volmap::tag::Tag;
 
 use super::limits::DESCRIPTORS_MAX;
@@ -30,6 +31,7 @@ impl Export for TagExport {
         ExportInfo {
             size: self.tag.size(),
             writable: true,
+            fast_zero: false,
             block: BlockSizes::default(),
             description: "tag: proves which disk this host writes".to_owned(),
         }
@@ -72,7 +74,7 @@ impl Export for TagExport {
         Ok(())
     }
 
-    fn write_zeroes(&self, range: ByteRange, _: bool, fua: bool) -> Result<(), ExportError> {
+    fn write_zeroes(&self, range: ByteRange, _: Zeroing, fua: bool) -> Result<(), ExportError> {
         let len = usize::try_from(range.len()).expect("a tag fits into memory");
         self.write(range.start(), &vec![0; len], fua)
     }

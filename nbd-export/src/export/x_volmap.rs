@@ -17,6 +17,15 @@ const STATE_HOLE: u64 = 1;
 /// `base:allocation`: reads as zeroes.
 const STATE_ZERO: u64 = 2;
 
+/// The status of `base:allocation` for a content.
+pub(super) fn base_allocation(content: Content) -> u64 {
+    match content {
+        Content::Data => 0,
+        Content::Zero => STATE_ZERO,
+        Content::Hole => STATE_HOLE | STATE_ZERO,
+    }
+}
+
 /// What a context tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Meaning {
@@ -181,11 +190,7 @@ impl ContextTable {
             }
         };
         match meaning {
-            Meaning::Allocation => match extent.content {
-                Content::Data => 0,
-                Content::Zero => STATE_ZERO,
-                Content::Hole => STATE_HOLE | STATE_ZERO,
-            },
+            Meaning::Allocation => base_allocation(extent.content),
             Meaning::Frozen => 0,
             Meaning::Generation if stretch.direct => extent.generation.to_wire(),
             Meaning::Generation => 0,

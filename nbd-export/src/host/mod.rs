@@ -16,6 +16,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod under_way;
+mod writable;
 
 pub use open::OriginSource;
 pub use registry::{Host, TAG_SUFFIX};

@@ -14,6 +14,7 @@ use volmap::tag::Tag;
 
 use super::registry::Host;
 use super::source::{CopyAreaFill, Source, VolumeKind};
+use super::writable::WritableSource;
 use crate::cli::FreezeMethod;
 use crate::config::{OriginConfig, ServeConfig, TagConfig, VolumeName};
 use crate::error::{Error, ErrorKind};
@@ -48,6 +49,10 @@ impl Host {
         for origin in &config.origins {
             let source = OriginSource::open(origin, &layers, &clock)?;
             host.add(&origin.name, Arc::new(source))?;
+        }
+        for writable in &config.writables {
+            let source = WritableSource::open(writable, &layers)?;
+            host.add(&writable.name, Arc::new(source))?;
         }
         for TagConfig { name, path } in &config.tags {
             let tag = Tag::open(path, &layers, &clock)
@@ -88,7 +93,7 @@ fn warn_of_leftovers(config: &ServeConfig) {
     }
 }
 
-fn at(
+pub(super) fn at(
     kind: ErrorKind,
     what: &str,
     name: &VolumeName,

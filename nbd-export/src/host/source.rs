@@ -16,6 +16,8 @@ pub enum VolumeKind {
     Volume,
     /// A volume that is served read-write under copy-before-write.
     Origin,
+    /// A volume that is served read-write as it is.
+    Writable,
 }
 
 /// How full a copy area is.

@@ -252,6 +252,11 @@ fn flags(info: &ExportInfo) -> TransmissionFlags {
         | TransmissionFlags::SEND_CACHE
         | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
     always
+        | if info.fast_zero {
+            TransmissionFlags::SEND_FAST_ZERO
+        } else {
+            TransmissionFlags::NONE
+        }
         | if info.writable {
             TransmissionFlags::SEND_FUA | TransmissionFlags::SEND_TRIM | TransmissionFlags::SEND_WRITE_ZEROES
         } else {

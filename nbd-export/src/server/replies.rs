@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 use volmap::range::ByteRange;
+use volmap::storage::Zeroing;
 
 use super::outgoing::Segment;
 use crate::export::{ContextIndex, Export, ExportError, Piece, Pieces, ReadShape};
@@ -91,6 +92,7 @@ impl From<ExportError> for Refusal {
         let errno = match &error {
             ExportError::Gone(_) => Errno::Shutdown,
             ExportError::ReadOnly => Errno::Perm,
+            ExportError::NotFast => Errno::NotSup,
             ExportError::Unsupported(_) => Errno::Inval,
             ExportError::Io(source) => Errno::from(source),
         };
@@ -188,11 +190,12 @@ impl Answerer {
                 length,
                 fua,
                 no_hole,
-                // FAST_ZERO is never offered, and so never asked for.
-                fast: _,
+                fast,
             } => {
                 if let Some(range) = ByteRange::new(offset, length) {
-                    self.export.write_zeroes(range, no_hole, fua)?;
+                    let may_punch = !no_hole;
+                    self.export
+                        .write_zeroes(range, Zeroing { may_punch, fast }, fua)?;
                 }
             }
             Command::BlockStatus {

@@ -77,6 +77,7 @@ impl Export for Slow {
         ExportInfo {
             size: 1 << 40,
             writable: true,
+            fast_zero: false,
             block: BlockSizes::default(),
             description: String::new(),
         }

@@ -1,7 +1,7 @@
 //! The live volume, served read-write: every write passes here, and freezes and thaws wait for it.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use crate::cow::error::CowError;
@@ -15,7 +15,7 @@ use crate::generation::GenerationClock;
 use crate::limits::{COPY_AREA_MIN, COPY_UNIT, SYNC_AHEAD_ENOUGH, SYNC_AHEAD_ROUNDS};
 use crate::range::ByteRange;
 use crate::storage::Backing;
-use crate::storage::Standing;
+use crate::storage::{Standing, WriteBack};
 
 /// How full a copy area is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,9 +51,7 @@ pub struct Origin {
     /// hold it alone.
     gate: RwLock<Option<Arc<Frozen>>>,
     last_window: Mutex<Option<Duration>>,
-    /// Why what was written may not be on the device though it can be read: the kernel tells of pages that it could not write
-    /// once, and shows them until it drops them.
-    sync_failed: OnceLock<String>,
+    write_back: WriteBack,
 }
 
 impl Origin {
@@ -80,7 +78,7 @@ impl Origin {
             clock,
             gate: RwLock::new(None),
             last_window: Mutex::new(None),
-            sync_failed: OnceLock::new(),
+            write_back: WriteBack::default(),
         }))
     }
 
@@ -131,6 +129,24 @@ impl Origin {
         self.zero(offset, len, !no_hole, fua)
     }
 
+    /// The same, if that is faster than writing: while no frozen image lives, and where blocks may be given back.
+    ///
+    /// # Errors
+    /// `Unsupported`: it would not be, and nothing was changed. Else as with [`Origin::read_at`].
+    pub fn write_zeroes_fast(&self, offset: u64, len: u64, no_hole: bool, fua: bool) -> io::Result<()> {
+        if self.bounded(offset, len)?.is_none() {
+            return Ok(());
+        }
+        // Shared, and no more: there is nothing to keep, and a freeze waits until it is done.
+        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        if no_hole || gate.is_some() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.backing.punch_at(offset, len)?;
+        drop(gate);
+        self.sync_if(fua)
+    }
+
     fn zero(&self, offset: u64, len: u64, may_punch: bool, fua: bool) -> io::Result<()> {
         let Some(range) = self.bounded(offset, len)? else {
             return Ok(());
@@ -154,7 +170,7 @@ impl Origin {
     /// Returns when everything that was written before is on stable storage.
     ///
     /// # Errors
-    /// What the storage says.
+    /// What the storage says, and what it said before: what is lost once stays so, whoever was told.
     pub fn flush(&self) -> io::Result<()> {
         // In the gate, so that no freeze comes between an error that was told here and its record.
         let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
@@ -166,9 +182,7 @@ impl Origin {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.backing.sync_data().inspect_err(|error| {
-            self.sync_failed.get_or_init(|| error.to_string());
-        })
+        self.write_back.sync(|| self.backing.sync_data())
     }
 
     /// `None`: nothing to do.
@@ -212,6 +226,9 @@ impl Origin {
         if busy(&self.gate.read().unwrap_or_else(PoisonError::into_inner)) {
             return Err(CowError::Busy);
         }
+        if let Some(reason) = self.write_back.failure() {
+            return Err(CowError::SyncFailed(reason));
+        }
         self.sync_ahead()?;
 
         let begun = Instant::now();
@@ -220,9 +237,6 @@ impl Origin {
             return Err(CowError::Busy);
         }
         self.sync()?;
-        if let Some(reason) = self.sync_failed.get() {
-            return Err(CowError::SyncFailed(reason.clone()));
-        }
         let survey = self.ground.survey()?;
         if survey.content.size() != self.size() {
             return Err(CowError::SizeChanged {

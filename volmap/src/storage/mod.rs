@@ -1,4 +1,4 @@
-//! Files and block devices that are ours alone to write: origins, copy areas, tags.
+//! Files and block devices that are ours alone to write: origins, copy areas, tags, live volumes.
 //!
 //! Invariants:
 //!
@@ -9,15 +9,19 @@
 mod aligned;
 mod backing;
 mod error;
+mod live_volume;
 mod settle;
 mod standing;
 mod storage_file;
+mod write_back;
 
 pub(crate) use aligned::is_aligned;
 pub use aligned::{ALIGNMENT, AlignedBuffer};
 pub use backing::Backing;
 pub use error::StorageError;
 pub(crate) use error::at;
+pub use live_volume::{LiveVolume, Zeroing};
 pub(crate) use settle::{settle_again, write_all_over};
 pub use standing::Standing;
 pub(crate) use storage_file::{Caching, Guard, StorageFile};
+pub(crate) use write_back::WriteBack;

@@ -148,7 +148,7 @@ impl StorageFile {
             },
         };
         if let Guard::Nobody(reason) = &guard {
-            tracing::warn!(reason, "everything will be read over NBD");
+            tracing::warn!(reason, "nothing of it can be read directly");
         }
         let size = block_device::size(&file).map_err(at(path, "asking for its size"))?;
         Ok(Self {

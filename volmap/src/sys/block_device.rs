@@ -10,6 +10,7 @@ use super::ioctl;
 
 const BLKROSET: libc::Ioctl = 0x125d;
 const BLKROGET: libc::Ioctl = 0x125e;
+const BLKDISCARD: libc::Ioctl = 0x1277;
 const BLKSSZGET: libc::Ioctl = 0x1268;
 const BLKGETDISKSEQ: libc::Ioctl = 0x8008_1280;
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
@@ -79,4 +80,14 @@ pub fn set_read_only(file: &File, read_only: bool) -> io::Result<()> {
     let mut argument = libc::c_int::from(read_only);
     // SAFETY: the kernel reads an int.
     unsafe { ioctl::with_argument(file, BLKROSET, &mut argument) }.map(drop)
+}
+
+/// Tells a block device that nobody needs a range, in whole logical blocks; what it reads as afterwards is not defined.
+///
+/// # Errors
+/// `EOPNOTSUPP`: the device takes no such advice.
+pub fn discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let mut range = [offset, len];
+    // SAFETY: the kernel reads two u64.
+    unsafe { ioctl::with_argument(file, BLKDISCARD, &mut range) }.map(drop)
 }

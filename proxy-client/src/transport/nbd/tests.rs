@@ -49,6 +49,7 @@ impl Export for Image {
         ExportInfo {
             size: SIZE,
             writable: false,
+            fast_zero: false,
             block: BlockSizes::default(),
             description: String::new(),
         }
