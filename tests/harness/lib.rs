@@ -10,6 +10,7 @@ pub mod cow;
 pub mod cutting_proxy;
 pub mod digest;
 pub mod disk;
+pub mod evil_server;
 pub mod image;
 pub mod peer;
 pub mod pki;

@@ -27,8 +27,8 @@ pub const MAX_PAYLOAD: u32 = 32 * 1024 * 1024;
 /// Most descriptors in one block status chunk (NBD_REPLY_TYPE_BLOCK_STATUS: "SHOULD NOT send more than 2^20").
 pub const MAX_DESCRIPTORS: usize = 1 << 20;
 
-/// Most content chunks in the reply to one READ: the largest payload in pieces of 512 bytes. Without it a server
-/// could make us keep a range for each byte.
+/// Most content chunks, and most error chunks, in the reply to one request: the largest payload in pieces of 512 bytes. Without
+/// it a server could make us keep a range for each byte, or listen for ever.
 pub const MAX_CONTENT_CHUNKS: usize = (MAX_PAYLOAD / 512) as usize;
 
 /// Longest payload of an error chunk: its message length has 16 bits, and a later kind of error may add fields.

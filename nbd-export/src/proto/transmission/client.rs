@@ -11,7 +11,7 @@ use crate::proto::constants::{ChunkCode, CommandCode};
 use crate::proto::errno::Errno;
 use crate::proto::error::{PeerMisbehaved, ProtocolError};
 use crate::proto::flags::{CommandFlags, ReplyFlags};
-use crate::proto::limits::MAX_ERROR_PAYLOAD;
+use crate::proto::limits::{MAX_CONTENT_CHUNKS, MAX_ERROR_PAYLOAD};
 use crate::proto::reply::{Chunk, ChunkHeader, ReplyHeader};
 use crate::proto::request::{Command, Cookie, RequestHeader};
 use crate::proto::session::{HeaderStyle, Negotiated};
@@ -61,6 +61,8 @@ struct Pending {
     offset: u64,
     content: Content,
     error: Option<ServerError>,
+    /// Error chunks so far: a server may report every sector, but not for ever.
+    errors: usize,
 }
 
 /// The requests of one session that are in flight.
@@ -144,6 +146,7 @@ impl ClientTransmission {
                 offset: header.offset,
                 content,
                 error: None,
+                errors: 0,
             },
         );
         Ok(cookie)
@@ -285,7 +288,13 @@ impl ClientTransmission {
             (Chunk::Status { context, descriptors }, Content::Status(status)) => {
                 status.take(context, descriptors)?;
             }
-            (Chunk::Error { errno, text, offset }, _) => pending.fail(ServerError { errno, text, offset }),
+            (Chunk::Error { errno, text, offset }, _) => {
+                pending.errors += 1;
+                if pending.errors > MAX_CONTENT_CHUNKS {
+                    return Err(PeerMisbehaved::TooManyChunks.into());
+                }
+                pending.fail(ServerError { errno, text, offset });
+            }
             _ => return Err(PeerMisbehaved::UnexpectedChunk(header.chunk).into()),
         }
         if header.flags.contains(ReplyFlags::DONE) {

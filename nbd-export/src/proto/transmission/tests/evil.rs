@@ -8,7 +8,7 @@ use crate::proto::constants::ChunkCode;
 use crate::proto::errno::Errno;
 use crate::proto::error::{DecodeError, PeerMisbehaved, ProtocolError};
 use crate::proto::flags::ReplyFlags;
-use crate::proto::limits::{MAX_DESCRIPTORS, MAX_ERROR_PAYLOAD};
+use crate::proto::limits::{MAX_CONTENT_CHUNKS, MAX_DESCRIPTORS, MAX_ERROR_PAYLOAD};
 use crate::proto::reply::{Chunk, ChunkHeader, encode_simple};
 use crate::proto::request::{Command, Cookie};
 use crate::proto::transmission::ServerError;
@@ -74,6 +74,19 @@ fn data(offset: u64, len: usize) -> Vec<u8> {
 
 fn hole(offset: u64, len: u32) -> Vec<u8> {
     [&offset.to_be_bytes()[..], &len.to_be_bytes()].concat()
+}
+
+#[test]
+fn error_chunk_limit_is_exact() {
+    let one = chunk(STRUCTURED, ChunkCode::ERROR, false, b"\0\0\0\x05\0\0");
+    for command in [read(), Command::Flush] {
+        let most = one.repeat(MAX_CONTENT_CHUNKS);
+        assert_eq!(listen(STRUCTURED, &command, &most), Ok(None));
+        assert_eq!(
+            misbehaved(STRUCTURED, &command, &[&most, &one]),
+            PeerMisbehaved::TooManyChunks
+        );
+    }
 }
 
 #[test]
