@@ -152,9 +152,14 @@ impl Export for FrozenExport {
         Ok(())
     }
 
-    /// Nothing is ever dirty here.
+    fn standing(&self) -> Result<(), ExportError> {
+        let first = ByteRange::new(0, self.image.size().min(1));
+        first.map_or(Ok(()), |first| Ok(self.image.content(first, 1).map(|_| ())?))
+    }
+
+    /// Nothing is ever dirty here; but nothing of what is gone is safe either.
     fn flush(&self) -> Result<(), ExportError> {
-        Ok(())
+        self.standing()
     }
 }
 
@@ -274,6 +279,7 @@ mod tests {
             let status = export.block_status(all, &[ContextIndex(0)], false);
             assert!(matches!(status, Err(ExportError::Gone(_))));
             assert!(matches!(export.cache(all), Err(ExportError::Gone(_))));
+            assert!(matches!(export.flush(), Err(ExportError::Gone(_))));
         }
     }
 

@@ -132,6 +132,14 @@ pub trait Export: Send + Sync {
         Ok(false)
     }
 
+    /// Whether it is there at all: asked for requests of no bytes, whose answer would not tell.
+    ///
+    /// # Errors
+    /// [`ExportError::Gone`].
+    fn standing(&self) -> Result<(), ExportError> {
+        Ok(())
+    }
+
     /// Whether [`block_status`](Self::block_status) never waits, nor [`flush`](Self::flush).
     fn answers_at_once(&self) -> bool {
         false
@@ -158,7 +166,7 @@ pub trait Export: Send + Sync {
     /// Makes every write that has completed, on any connection, durable.
     ///
     /// # Errors
-    /// [`ExportError::Io`].
+    /// [`ExportError::Gone`] or [`ExportError::Io`].
     fn flush(&self) -> Result<(), ExportError>;
 
     /// Writes `data` from `offset` on; durably with `fua`.

@@ -70,21 +70,32 @@ impl fmt::Display for Errno {
     }
 }
 
-/// What a failure of the system is called on the wire. EOVERFLOW and ENOTSUP are never derived: the specification
-/// keeps them for READ with DF and for fast zeroes.
+/// What a failure of the system is called on the wire, or one that a layer of ours found before the system could. EOVERFLOW and
+/// ENOTSUP are never derived: the specification keeps them for READ with DF and for fast zeroes.
 impl From<&io::Error> for Errno {
     fn from(error: &io::Error) -> Self {
-        match error.raw_os_error() {
+        let Some(number) = error.raw_os_error() else {
+            return match error.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Perm,
+                io::ErrorKind::OutOfMemory => Self::NoMem,
+                io::ErrorKind::InvalidInput => Self::Inval,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                    Self::NoSpc
+                }
+                _ => Self::Io,
+            };
+        };
+        match number {
             // EPERM, EACCES, EROFS
-            Some(1 | 13 | 30) => Self::Perm,
+            1 | 13 | 30 => Self::Perm,
             // ENOMEM
-            Some(12) => Self::NoMem,
+            12 => Self::NoMem,
             // EINVAL
-            Some(22) => Self::Inval,
+            22 => Self::Inval,
             // EFBIG, ENOSPC, EDQUOT
-            Some(27 | 28 | 122) => Self::NoSpc,
+            27 | 28 | 122 => Self::NoSpc,
             // ESHUTDOWN
-            Some(108) => Self::Shutdown,
+            108 => Self::Shutdown,
             _ => Self::Io,
         }
     }
@@ -109,5 +120,14 @@ mod tests {
         assert_eq!(wire(30), Errno::Perm);
         assert_eq!(wire(95), Errno::Io);
         assert_eq!(Errno::from(&io::Error::other("x")), Errno::Io);
+    }
+
+    #[test]
+    fn failures_that_we_find_ourselves_keep_their_reason() {
+        let wire = |kind| Errno::from(&io::Error::new(kind, "a reason"));
+        assert_eq!(wire(io::ErrorKind::PermissionDenied), Errno::Perm);
+        assert_eq!(wire(io::ErrorKind::InvalidInput), Errno::Inval);
+        assert_eq!(wire(io::ErrorKind::StorageFull), Errno::NoSpc);
+        assert_eq!(wire(io::ErrorKind::UnexpectedEof), Errno::Io);
     }
 }

@@ -6,6 +6,7 @@ use volmap::storage::Zeroing;
 
 use super::outgoing::Segment;
 use crate::export::{ContextIndex, Export, ExportError, Piece, Pieces, ReadShape};
+use crate::proto::transmission::RuleBroken;
 use crate::proto::transmission::replies::{ReplyEncoder, StatusQuery};
 use crate::proto::{Command, ContextId, Errno, ErrorText, ReplyTo};
 
@@ -138,6 +139,12 @@ impl Answerer {
         self.encoder.error(to, errno, &ErrorText::new(text), out.head());
     }
 
+    /// The error of a request that breaks a rule.
+    pub(super) fn refusal(&self, to: ReplyTo, rule: RuleBroken, out: &mut Replies) {
+        tracing::debug!(cookie = %to.cookie, %rule, "request refused");
+        self.encoder.refusal(to, rule, out.head());
+    }
+
     /// The answer where there is none, because of a bug of ours: a client that never gets one would wait for ever. The panic
     /// itself is in the log.
     pub(super) fn bug(&self, to: ReplyTo, out: &mut Replies) {
@@ -151,7 +158,8 @@ impl Answerer {
     }
 
     fn serve(&self, to: ReplyTo, command: &Command, out: &mut Replies) -> Result<(), Refusal> {
-        // The session has held every range against the size, so `None` is a range of no bytes: nothing to do.
+        // The session has held every range against the size, so `None` is a range of no bytes: nothing to do, but to tell that
+        // there is nothing any more (law H6).
         match *command {
             Command::Read {
                 offset,
@@ -164,6 +172,7 @@ impl Answerer {
                     self.content(to, out);
                     return Ok(());
                 }
+                self.export.standing()?;
             }
             Command::Write {
                 offset,
@@ -180,11 +189,10 @@ impl Answerer {
                     self.export.trim(range, fua)?;
                 }
             }
-            Command::Cache { offset, length } => {
-                if let Some(range) = ByteRange::new(offset, length) {
-                    self.export.cache(range)?;
-                }
-            }
+            Command::Cache { offset, length } => match ByteRange::new(offset, length) {
+                Some(range) => self.export.cache(range)?,
+                None => self.export.standing()?,
+            },
             Command::WriteZeroes {
                 offset,
                 length,

@@ -260,9 +260,7 @@ impl Session {
                 }
             }
             Incoming::Refused { reply_to, rule } => {
-                let (errno, text) = (rule.errno(), rule.to_string());
-                tracing::debug!(cookie = %reply_to.cookie, %errno, text, "request refused");
-                self.answerer.error(reply_to, errno, text, &mut self.replies);
+                self.answerer.refusal(reply_to, rule, &mut self.replies);
                 self.push(cost);
             }
             Incoming::Disconnect => self.finished = true,

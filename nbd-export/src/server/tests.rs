@@ -346,6 +346,11 @@ async fn a_gone_image_is_told_to_every_connection_for_good() {
                 session.ask(&read(MIB, 512)).await.unwrap_err().errno,
                 Errno::Shutdown
             );
+            // Nor is a request of no bytes a reason to say that all is well.
+            let cache = Command::Cache { offset: 0, length: 0 };
+            for command in [read(0, 0), Command::Flush, cache] {
+                assert_eq!(session.ask(&command).await.unwrap_err().errno, Errno::Shutdown);
+            }
             if !session.client.session().contexts.is_empty() {
                 assert_eq!(
                     session.ask(&status(0, MIB)).await.unwrap_err().errno,

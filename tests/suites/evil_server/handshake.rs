@@ -14,6 +14,8 @@ const ACK: OptionReplyCode = OptionReplyCode::ACK;
 const INFO: OptionReplyCode = OptionReplyCode::INFO;
 const META: OptionReplyCode = OptionReplyCode::META_CONTEXT;
 
+type Replies<'a> = Vec<(OptionReplyCode, &'a [u8])>;
+
 /// Answers one option with these replies.
 fn answering(option: OptionCode, replies: &[(OptionReplyCode, &[u8])]) -> Script {
     let all: Vec<u8> = replies
@@ -74,7 +76,7 @@ fn the_largest_size_takes_no_memory() {
 fn broken_rules_of_go() {
     let info = size_and_flags(SIZE as u64, 3);
     let no_flags = size_and_flags(SIZE as u64, 2);
-    let cases: [(&str, Vec<(OptionReplyCode, &[u8])>); 9] = [
+    let cases: [(&str, Replies<'_>); 9] = [
         ("no size", vec![(ACK, b"")]),
         ("an ACK with data", vec![(INFO, &info), (ACK, b"x")]),
         ("two sizes", vec![(INFO, &info), (INFO, &info), (ACK, b"")]),
@@ -164,7 +166,7 @@ fn lists_that_do_not_end() {
 
 #[test]
 fn selections_that_were_not_asked_for() {
-    let cases: [(&str, Vec<(OptionReplyCode, &[u8])>); 5] = [
+    let cases: [(&str, Replies<'_>); 5] = [
         ("another context", vec![(META, b"\0\0\0\x01x-a:c"), (ACK, b"")]),
         (
             "a context twice",

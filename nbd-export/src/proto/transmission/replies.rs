@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::rules::RuleBroken;
 use crate::proto::constants::ChunkCode;
 use crate::proto::context::ContextId;
 use crate::proto::errno::Errno;
@@ -84,15 +85,32 @@ impl ReplyEncoder {
 
     /// Appends an error, which ends the reply. The text is for the client's user; simple replies cannot carry it.
     pub fn error(&self, to: ReplyTo, errno: Errno, text: &ErrorText, out: &mut BytesMut) {
+        self.failure(to, errno, text, None, out);
+    }
+
+    /// Appends the error that a request gets which breaks a rule: with the offset at which it fails, if the rule tells one.
+    pub fn refusal(&self, to: ReplyTo, rule: RuleBroken, out: &mut BytesMut) {
+        let text = ErrorText::new(rule.to_string());
+        self.failure(to, rule.errno(), &text, rule.failed_at(), out);
+    }
+
+    fn failure(&self, to: ReplyTo, errno: Errno, text: &ErrorText, at: Option<u64>, out: &mut BytesMut) {
         if self.style == HeaderStyle::Simple {
             encode_simple(Some(errno), to.cookie, out);
             return;
         }
         let text = text.as_str().as_bytes();
-        self.chunk(to, ChunkCode::ERROR, 6 + text.len() as u64, true, out);
+        let (code, fixed) = match at {
+            Some(_) => (ChunkCode::ERROR_OFFSET, 14),
+            None => (ChunkCode::ERROR, 6),
+        };
+        self.chunk(to, code, fixed + text.len() as u64, true, out);
         out.put_u32(errno.to_wire());
         out.put_u16(u16::try_from(text.len()).expect("at most 4096 bytes"));
         out.put_slice(text);
+        if let Some(offset) = at {
+            out.put_u64(offset);
+        }
     }
 
     /// Appends the status chunk of one context and gives the number of bytes it describes. `descriptors` are

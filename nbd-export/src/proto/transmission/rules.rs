@@ -86,6 +86,17 @@ impl RuleBroken {
             _ => Errno::Inval,
         }
     }
+
+    /// The first byte that cannot be had, where the request has others before it or names it itself.
+    pub fn failed_at(self) -> Option<u64> {
+        match self {
+            // "MUST lie within the bounds of the original offset and length of the client's request."
+            Self::PastEnd {
+                offset, length, size, ..
+            } if length > 0 && offset.checked_add(length).is_some() => Some(offset.max(size)),
+            _ => None,
+        }
+    }
 }
 
 /// Holds all that a header says against the session. DISC keeps every rule: it has no reply to break one in.

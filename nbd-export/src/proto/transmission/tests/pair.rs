@@ -4,12 +4,13 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::proto::constants::CommandCode;
 use crate::proto::errno::Errno;
 use crate::proto::limits::{COMPACT_EXTENT_CLAMP, MAX_DESCRIPTORS};
 use crate::proto::reply::Descriptor;
 use crate::proto::request::{Command, Cookie, ReplyTo};
 use crate::proto::text::ErrorText;
-use crate::proto::transmission::{Completion, Incoming, StatusQuery};
+use crate::proto::transmission::{Completion, Incoming, RuleBroken, StatusQuery};
 
 /// Sends a command; what the server got of it.
 fn send(client: &mut ClientTransmission, command: &Command) -> ReplyTo {
@@ -144,6 +145,35 @@ fn errors_arrive_with_their_text() {
                 ErrorText::default()
             };
             assert_eq!(error.text, expected);
+        }
+    }
+}
+
+#[test]
+fn an_error_says_where_if_that_is_known() {
+    let past_end = |offset, length| RuleBroken::PastEnd {
+        command: CommandCode::READ,
+        offset,
+        length,
+        size: 1000,
+    };
+    for (rule, at) in [
+        (past_end(990, 20), Some(1000)),
+        (past_end(1000, 1), Some(1000)),
+        (past_end(5000, 1), Some(5000)),
+        // An offset has to lie within the request, and nothing lies within these.
+        (past_end(5000, 0), None),
+        (past_end(u64::MAX, 20), None),
+        (RuleBroken::EmptyQuery, None),
+    ] {
+        for style in STYLES {
+            let mut client = ClientTransmission::new(session(style));
+            let to = send(&mut client, &read(0, 4));
+            let mut wire = BytesMut::new();
+            ReplyEncoder::new(client.session()).refusal(to, rule, &mut wire);
+            let error = receive(&mut client, &mut wire).result.unwrap_err();
+            let told = (style != HeaderStyle::Simple).then_some(at).flatten();
+            assert_eq!((error.errno, error.offset), (rule.errno(), told));
         }
     }
 }
