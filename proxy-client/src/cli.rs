@@ -45,6 +45,8 @@ pub enum Verb {
     Restore(RestoreArgs),
     /// Copy between NBD servers, files, block devices and streams
     Copy(CopyArgs),
+    /// Show what an NBD server and its exports say of themselves, and their maps
+    Info(InfoArgs),
     /// Check every byte of an image
     Verify(VerifyArgs),
     /// Show what an image is and how its bytes were got
@@ -147,6 +149,38 @@ pub struct CopyArgs {
     /// End with one JSON object on stdout (on stderr when the copy goes to stdout)
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `info`.
+#[derive(clap::Args, Debug)]
+pub struct InfoArgs {
+    /// The export; for --list any export of the server
+    #[arg(value_name = "NBD-URI")]
+    pub uri: String,
+
+    /// List the names and descriptions of all exports
+    #[arg(long, conflicts_with_all = ["map", "totals", "size"])]
+    pub list: bool,
+
+    /// Print the size in bytes and nothing else
+    #[arg(long, conflicts_with_all = ["map", "totals"])]
+    pub size: bool,
+
+    /// Print the map of a context: offset, length, status, and what the status means
+    #[arg(long, value_name = "CONTEXT", num_args = 0..=1, require_equals = true, default_missing_value = "base:allocation")]
+    pub map: Option<String>,
+
+    /// Print the sum of each status instead of the extents of the map
+    #[arg(long, requires = "map")]
+    pub totals: bool,
+
+    /// Print JSON: one object, or an array of the map
+    #[arg(long)]
+    pub json: bool,
+
+    /// How long everything may take; without it as long as it takes
+    #[arg(long, value_name = "DURATION", value_parser = deadline)]
+    pub timeout: Option<Duration>,
 }
 
 /// How NBD servers are talked to. Durations are seconds, or have units: 500ms, 30s, 5m, 1h30m.

@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use clap::Parser;
 use indicatif::HumanBytes;
-use proxy_client::cli::{Cli, CopyArgs, ErrorFormat, RestoreArgs, ServerArgs, Verb};
+use nbd_export::proto::ContextName;
+use nbd_export::uri::NbdUri;
+use proxy_client::cli::{Cli, CopyArgs, ErrorFormat, InfoArgs, RestoreArgs, Verb};
 use proxy_client::config::{ImagePath, LunArgument, Place};
 use proxy_client::error::{Error, ErrorKind, Result};
 use proxy_client::interrupt::Interrupt;
 use proxy_client::job::backup::{BackupOptions, backup};
 use proxy_client::job::copy::{CopyOptions, copy};
 use proxy_client::job::demo::demo;
+use proxy_client::job::info::{MapOptions, details, json_line, list, print_map};
 use proxy_client::job::inspect::inspect;
 use proxy_client::job::restore::{RestoreOptions, restore};
 use proxy_client::job::verify::verify;
+use proxy_client::nbd::PoolOptions;
 use proxy_client::progress::Progress;
 use proxy_client::transport::direct::DirectOpener;
 use tokio::runtime::Runtime;
@@ -104,6 +108,7 @@ fn run(verb: Verb) -> Result<()> {
         }
         Verb::Restore(args) => run_restore(args),
         Verb::Copy(args) => run_copy(&args),
+        Verb::Info(args) => run_info(&args),
         Verb::Verify(args) => {
             let verified = watched(|interrupt, progress| verify(&args.image, interrupt, progress))?;
             to_stderr(&format!(
@@ -134,7 +139,7 @@ fn run_restore(args: RestoreArgs) -> Result<()> {
     };
     let progress = Progress::on_terminal();
     let mut tell = |done, size| progress.update_bytes(done, size);
-    let restored = in_runtime(within(&args.server, restore(&options, &mut tell)));
+    let restored = in_runtime(within(args.server.timeout, restore(&options, &mut tell)));
     progress.end();
     let restored = restored?;
     to_stderr(&format!(
@@ -160,7 +165,7 @@ fn run_copy(args: &CopyArgs) -> Result<()> {
     };
     let progress = Progress::on_terminal();
     let mut tell = |done, size: Option<u64>| progress.update_bytes(done, size.unwrap_or(done));
-    let report = in_runtime(within(&args.server, copy(&options, &mut tell)));
+    let report = in_runtime(within(args.server.timeout, copy(&options, &mut tell)));
     progress.end();
     let report = report?;
     if !args.json {
@@ -174,9 +179,39 @@ fn run_copy(args: &CopyArgs) -> Result<()> {
     }
 }
 
+fn run_info(args: &InfoArgs) -> Result<()> {
+    let usage =
+        |what: &str, why: &dyn std::fmt::Display| Error::new(ErrorKind::Usage, format!("{what}: {why}"));
+    let uri: NbdUri = args.uri.parse().map_err(|e| usage(&args.uri, &e))?;
+    if let Some(context) = &args.map {
+        let options = MapOptions {
+            context: ContextName::new(context).map_err(|e| usage(context, &e))?,
+            totals: args.totals,
+            json: args.json,
+            nbd: PoolOptions::default(),
+        };
+        let mut out = std::io::BufWriter::new(std::io::stdout());
+        return in_runtime(within(args.timeout, print_map(&uri, &options, &mut out)));
+    }
+    if args.list {
+        let listed = in_runtime(within(args.timeout, list(&uri)))?;
+        return to_stdout(&if args.json {
+            json_line(&listed)
+        } else {
+            listed.to_string().trim_end().to_owned()
+        });
+    }
+    let found = in_runtime(within(args.timeout, details(&uri)))?;
+    to_stdout(&match (args.size, args.json) {
+        (true, _) => found.size.to_string(),
+        (_, true) => json_line(&found),
+        _ => found.to_string().trim_end().to_owned(),
+    })
+}
+
 /// Keeps a job to its deadline, if it has one.
-async fn within<T>(args: &ServerArgs, job: impl Future<Output = Result<T>>) -> Result<T> {
-    let Some(deadline) = args.timeout else {
+async fn within<T>(deadline: Option<Duration>, job: impl Future<Output = Result<T>>) -> Result<T> {
+    let Some(deadline) = deadline else {
         return job.await;
     };
     let late = |_| Error::new(ErrorKind::DeadlinePassed, "the job took longer than --timeout");

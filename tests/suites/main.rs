@@ -12,6 +12,7 @@ mod faults;
 mod foreign;
 mod fuzz_corpus;
 mod geometry;
+mod info;
 mod interop;
 mod lies_on;
 mod off_host;

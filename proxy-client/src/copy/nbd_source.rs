@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use nbd_export::proto::{HeaderStyle, TransmissionFlags};
+use nbd_export::proto::TransmissionFlags;
 use volmap::range::ByteRange;
 
 use super::mapped_reader::{RandomAccess, Run};
@@ -42,7 +42,6 @@ impl NbdSource {
         if !self.tells_holes.load(Ordering::Relaxed) {
             return Ok(data);
         }
-        let range = status_range(range, &self.pool);
         match self.pool.status(range, ALLOCATION).await {
             Ok(descriptors) => Ok(descriptors
                 .iter()
@@ -66,15 +65,6 @@ impl NbdSource {
             .of_volume(self.pool.session().requested.as_str())
             .in_range(range)
     }
-}
-
-/// What a block status request may ask for: at most what its header can say.
-pub(crate) fn status_range(range: ByteRange, pool: &Pool) -> ByteRange {
-    let longest = match pool.session().style {
-        HeaderStyle::Extended => 1 << 46,
-        HeaderStyle::Simple | HeaderStyle::Structured => 1 << 31,
-    };
-    ByteRange::new(range.start(), range.len().min(longest)).unwrap_or(range)
 }
 
 impl RandomAccess for NbdSource {

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod copy;
 pub mod demo;
+pub mod info;
 pub mod inspect;
 pub mod restore;
 mod room;

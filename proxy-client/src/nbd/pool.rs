@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nbd_export::proto::handshake::{Goal, Outcome};
-use nbd_export::proto::{Command, ContextName, Descriptor, Negotiated, TransmissionFlags};
+use nbd_export::proto::{Command, ContextName, Descriptor, HeaderStyle, Negotiated, TransmissionFlags};
 use nbd_export::uri::NbdUri;
 use tokio::sync::RwLock;
 use tokio::time::{Instant, sleep, timeout};
@@ -159,6 +159,12 @@ impl Pool {
     /// # Errors
     /// [`NbdError`]; [`NbdError::Unfit`] where the context is not selected.
     pub async fn status(&self, range: ByteRange, context: &str) -> Result<Vec<Descriptor>, NbdError> {
+        // No more than a header can ask for.
+        let longest = match self.session.style {
+            HeaderStyle::Extended => 1 << 46,
+            HeaderStyle::Simple | HeaderStyle::Structured => 1 << 31,
+        };
+        let range = ByteRange::new(range.start(), range.len().min(longest)).unwrap_or(range);
         self.ask(|connection| async move {
             let id = connection.session().context_id(context);
             let filters = connection

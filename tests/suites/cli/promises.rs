@@ -48,7 +48,7 @@ macro_rules! promises {
 
 promises!(
     proxy_client: "proxy-client",
-    verbs ["backup", "restore", "copy", "verify", "inspect", "demo"],
+    verbs ["backup", "restore", "copy", "info", "verify", "inspect", "demo"],
     missing [
         &["backup"][..],
         &["backup", "nbd://host/x"],
@@ -71,6 +71,11 @@ promises!(
         &["copy", "x", "y", "--request-size", "5000"],
         &["copy", "x", "y", "--requests", "65"],
         &["copy", "/dev/zero", "y"],
+        &["info"],
+        &["info", "/x"],
+        &["info", "nbd://host/x", "--totals"],
+        &["info", "nbd://host/x", "--map=nocolon"],
+        &["info", "nbd://host/x", "--size", "--list"],
         &["verify"],
         &["verify", "x", "y"],
         &["inspect"],

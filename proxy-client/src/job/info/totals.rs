@@ -1,0 +1,72 @@
+//! The sums of a map.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::escaped::json_line;
+use super::meaning::Meaning;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Most statuses that are summed up: a context with more has no sums that anybody would read.
+const CLASSES: usize = 100_000;
+
+/// Bytes of each class of status.
+#[derive(Default)]
+pub(super) struct Totals(BTreeMap<u64, u64>);
+
+/// A line of the sums. Field names are part of the command line's contract, and those of nbdinfo.
+#[derive(Serialize)]
+struct Line<'a> {
+    size: u64,
+    percent: f64,
+    #[serde(rename = "type")]
+    status: u64,
+    description: &'a str,
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, class: u64, length: u64) -> Result<()> {
+        *self.0.entry(class).or_default() += length;
+        if self.0.len() > CLASSES {
+            let message = "the context has too many different statuses to sum them up";
+            return Err(Error::new(ErrorKind::HostIncompatible, message));
+        }
+        Ok(())
+    }
+
+    pub(super) fn print(
+        self,
+        meaning: Meaning,
+        whole: u64,
+        json: bool,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
+        #[allow(clippy::cast_precision_loss, reason = "a percentage for people")]
+        let percent = |size: u64| size as f64 * 100.0 / whole.max(1) as f64;
+        let described: Vec<_> = self
+            .0
+            .iter()
+            .map(|(class, size)| (*class, *size, meaning.describe_class(*class)))
+            .collect();
+        if json {
+            let lines: Vec<_> = described
+                .iter()
+                .map(|(status, size, description)| Line {
+                    size: *size,
+                    percent: percent(*size),
+                    status: *status,
+                    description,
+                })
+                .collect();
+            writeln!(out, "{}", json_line(&lines))?;
+        } else {
+            for (status, size, description) in described {
+                let line = format!("{size:>15} {:>5.1}% {status:>4}  {description}", percent(size));
+                writeln!(out, "{}", line.trim_end())?;
+            }
+        }
+        out.flush()
+    }
+}
