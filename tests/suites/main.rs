@@ -7,6 +7,7 @@ mod cli;
 mod client_peers;
 mod copy;
 mod cow;
+mod evil_client;
 mod evil_server;
 mod faults;
 mod foreign;
