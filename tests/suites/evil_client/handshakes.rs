@@ -54,7 +54,7 @@ fn ten_thousand_half_open_handshakes_lock_nobody_out() {
         }
     }
     let peak = victim.peak_mib();
-    println!(
+    eprintln!(
         "{crowd_len} half-open handshakes in {:?}, of which the server keeps 512; its memory: {peak} MiB at most",
         begun.elapsed()
     );

@@ -30,7 +30,7 @@ fn clients_that_take_no_replies_leave_room_for_others() {
     }
     victim.serves_good_clients(victim.unix_uri());
     let peak = victim.peak_mib();
-    println!("{SESSIONS} clients that take nothing: {peak} MiB at most");
+    eprintln!("{SESSIONS} clients that take nothing: {peak} MiB at most");
     assert!(peak < PEAK_MIB, "{peak} MiB");
     drop(deaf);
     victim.ends_well();
@@ -67,7 +67,7 @@ fn clients_that_never_end_their_writes_leave_room_for_others() {
     let begun = Instant::now();
     victim.serves_good_clients(victim.unix_uri());
     let (peak, sent) = (victim.peak_mib(), sent.iter().sum::<usize>() >> 20);
-    println!(
+    eprintln!(
         "{SESSIONS} writes that never end, {sent} MiB of them sent: {peak} MiB at most, a good client served after {:?}",
         begun.elapsed()
     );
