@@ -99,7 +99,7 @@ fn shake_hands_twice(
             assert!(matches!(goal, Goal::ListContexts { .. }) && names.len() <= MAX_LISTED);
             None
         }
-        Ok(ClientProgress::NeedInput) | Err(_) => None,
+        Ok(ClientProgress::NeedInput | ClientProgress::StartTls) | Err(_) => None,
     }
 }
 

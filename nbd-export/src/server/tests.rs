@@ -233,7 +233,7 @@ impl Session {
                         client: ClientTransmission::new(*session),
                     });
                 }
-                ClientProgress::Done(_) => panic!("transmission was the goal"),
+                ClientProgress::Done(_) | ClientProgress::StartTls => panic!("transmission was the goal"),
             }
         }
     }
