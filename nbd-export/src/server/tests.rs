@@ -475,6 +475,44 @@ async fn disconnect_and_shutdown_finish_what_is_in_flight() {
     assert!(!server.dir.path().join("s").exists());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_come_at_shutdown_are_told_so_on_every_connection() {
+    let slow = Slow::new(Duration::from_millis(100));
+    let mut server = Running::start(slow.clone(), slow).await;
+    let mut sessions = Vec::new();
+    for style in STYLES {
+        for _ in 0..3 {
+            let mut session = server.session("e", style, &[]).await;
+            // In flight when the end begins, so that the connection is there until it is answered.
+            session.submit(&read(0, 100));
+            session.stream.write_all_buf(&mut session.output).await.unwrap();
+            sessions.push(session);
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    server.stop();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let mut answers = Vec::new();
+    for session in &mut sessions {
+        session.submit(&read(4096, 100));
+        session.stream.write_all_buf(&mut session.output).await.unwrap();
+    }
+    for session in &mut sessions {
+        for _ in 0..2 {
+            answers.push(session.next().await.map(drop).map_err(|error| error.errno));
+        }
+        // Then the end, and not a reset.
+        assert_eq!(session.stream.read_buf(&mut session.input).await.unwrap(), 0);
+    }
+    let told = answers.iter().filter(|a| **a == Err(Errno::Shutdown)).count();
+    let finished = answers.iter().filter(|a| a.is_ok()).count();
+    assert_eq!((told, finished), (sessions.len(), sessions.len()), "{answers:?}");
+    tokio::time::timeout(Duration::from_secs(5), server.done)
+        .await
+        .expect("the server ends")
+        .unwrap();
+}
+
 #[tokio::test]
 async fn bad_clients_cost_themselves_their_connection() {
     let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
