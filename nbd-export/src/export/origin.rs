@@ -143,7 +143,8 @@ mod tests {
         let clock = Arc::new(GenerationClock::start().unwrap());
         let origin = Origin::open(&path, &area, layers, clock).unwrap();
         let live = OriginExport::new(Arc::clone(&origin));
-        let frozen = FrozenExport::new(origin.freeze().unwrap());
+        let image = origin.freeze().unwrap();
+        let frozen = FrozenExport::new(Arc::clone(&image));
 
         live.write(0, &[2; 4096], false).unwrap();
         live.trim(ByteRange::new(8192, 4096).unwrap(), false).unwrap();
@@ -164,5 +165,24 @@ mod tests {
         let all = ByteRange::new(0, SIZE as u64).unwrap();
         let status = live.block_status(all, &[ContextIndex(0)], false).unwrap();
         assert_eq!(status, all_data(all, &[ContextIndex(0)]));
+
+        // Zeroes are fast where nothing has to be kept and blocks may go.
+        let unit = ByteRange::new(32_768, 4096).unwrap();
+        let fast = |may_punch| {
+            live.write_zeroes(
+                unit,
+                Zeroing {
+                    may_punch,
+                    fast: true,
+                },
+                true,
+            )
+        };
+        assert!(matches!(fast(true), Err(ExportError::NotFast)));
+        assert_eq!(bytes(&live, 32_768, 4096), [1; 4096], "nothing was changed");
+        image.thaw();
+        assert!(matches!(fast(false), Err(ExportError::NotFast)));
+        fast(true).unwrap();
+        assert_eq!(bytes(&live, 32_768, 4096), [0; 4096]);
     }
 }
