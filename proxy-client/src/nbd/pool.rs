@@ -63,7 +63,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Enters the export of `uri` with those of `contexts` that it has, and with the name of its frozen image if it has one.
+    /// Enters the export of `uri` with those of `contexts` that it has, and, if any are wanted, with the name of its frozen image if it
+    /// has one: who wants none writes, and a frozen image cannot be written.
     ///
     /// # Errors
     /// [`NbdError`].
@@ -71,7 +72,10 @@ impl Pool {
         let buffers = BufferPool::default();
         let mut attempt = 1;
         let (first, contexts, frozen) = loop {
-            let frozen = frozen_context(&uri, options.deadlines).await?;
+            let frozen = match contexts {
+                [] => None,
+                _ => frozen_context(&uri, options.deadlines).await?,
+            };
             let contexts: Vec<_> = contexts.iter().cloned().chain(frozen.clone()).collect();
             let first =
                 Connection::connect_with(&uri, contexts.clone(), options.deadlines, buffers.clone()).await?;
