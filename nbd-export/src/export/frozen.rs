@@ -83,6 +83,7 @@ impl Export for FrozenExport {
                     .read_at(range.start(), out.data(range.start(), buffer_len(range)))?,
             }
         }
+        self.image.stands()?;
         Ok(())
     }
 
@@ -106,6 +107,8 @@ impl Export for FrozenExport {
                 }
             }
         }
+        // Asked once all is copied (law H5); that it was frozen earlier says nothing.
+        self.image.stands()?;
         Ok(true)
     }
 
@@ -129,8 +132,9 @@ impl Export for FrozenExport {
         let extents = if self.table.shows_places(selected) {
             self.image.status(range, looked_at)?
         } else {
-            let content = self.image.content(range, looked_at)?.into_iter();
-            content.map(StatusExtent::from).collect()
+            let content = self.image.content(range, looked_at)?;
+            self.image.stands()?;
+            content.into_iter().map(StatusExtent::from).collect()
         };
         Ok(self.table.answer(self.image.graph(), &extents, selected, limit))
     }
@@ -284,6 +288,43 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_were_copied_at_once_while_the_image_went_are_not_given_out() {
+        /// Goes while its bytes are copied.
+        struct Slipping(Arc<Scripted>);
+        impl FrozenImage for Slipping {
+            fn description(&self) -> &volmap::frozen::Description {
+                self.0.description()
+            }
+            fn size(&self) -> u64 {
+                self.0.size()
+            }
+            fn graph(&self) -> &volmap::store::StoreGraph {
+                self.0.graph()
+            }
+            fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+                self.0.status(range, limit)
+            }
+            fn answers_at_once(&self) -> bool {
+                true
+            }
+            fn read_cached(&self, _: u64, _: &mut [u8]) -> Result<bool, FrozenError> {
+                self.0.thaw();
+                Ok(true)
+            }
+            fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
+                self.0.read_at(offset, buf)
+            }
+            fn stands(&self) -> Result<(), FrozenError> {
+                self.0.stands()
+            }
+            fn thaw(&self) {}
+        }
+        let export = FrozenExport::new(Arc::new(Slipping(Scripted::with_holes())));
+        let read = export.read_at_once(range(0, 512), ReadShape::Sparse, &mut Pieces::default());
+        assert!(matches!(read, Err(ExportError::Gone(_))));
+    }
+
+    #[test]
     fn advice_to_cache_a_whole_volume_is_taken_for_its_beginning() {
         /// Whoever reads behind the limit panics.
         struct Short(Arc<Scripted>);
@@ -303,6 +344,9 @@ mod tests {
             fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
                 assert!(offset + buf.len() as u64 <= CACHE_MAX, "read at {offset}");
                 Ok(())
+            }
+            fn stands(&self) -> Result<(), FrozenError> {
+                self.0.stands()
             }
             fn thaw(&self) {}
         }

@@ -122,6 +122,13 @@ impl FrozenImage for Scripted {
         Ok(())
     }
 
+    fn stands(&self) -> Result<(), FrozenError> {
+        match self.gone.load(Ordering::SeqCst) {
+            true => Err(FrozenError::Gone("thawed".into())),
+            false => Ok(()),
+        }
+    }
+
     fn thaw(&self) {
         self.gone.store(true, Ordering::SeqCst);
     }

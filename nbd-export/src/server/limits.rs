@@ -73,14 +73,9 @@ pub const REQUEST_COST: usize = 512;
 /// them wait for each other.
 pub const SERVER_BYTES_MAX: usize = 1 << 30;
 
-/// Time in which a client takes at least one byte of what it asked for, or sends one of what it is writing, if others wait for the
-/// memory that this takes. While nobody
+/// Time in which a client takes at least one byte of what it asked for, if others wait for the memory that its replies take. While nobody
 /// does, a client may be stopped as long as it likes.
 pub const STALL_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Bytes that a client which holds more than that has to move in [`STALL_DEADLINE`], if others wait for the memory. Without it a byte
-/// now and then would keep 64 MiB.
-pub const STALL_BYTES: usize = 1 << 20;
 
 /// Replies, and bytes of them, that are made before they are sent. More of them in one system call cost less; but the client has
 /// nothing to do until the first of them is there.
@@ -99,8 +94,15 @@ pub const STATUS_COST: usize = crate::export::limits::DESCRIPTORS_MAX * DESCRIPT
 /// Extents are hardly ever smaller than a disk's smallest block, so a short range has few of them.
 pub const EXTENT_LEN_MIN: usize = 512;
 
-/// Free space kept ready for reading requests: a batch of small ones comes in one system call.
-pub const INPUT_CHUNK: usize = 64 << 10;
+/// Bytes that are received at a time between requests: a batch of small ones comes in one system call.
+pub const INPUT_CHUNK: usize = 4 << 10;
+
+/// Bytes that are received at a time of a payload.
+pub const PAYLOAD_CHUNK: usize = 256 << 10;
+
+/// Time that the thread of a busy connection waits in the system call for the next request. Until it is over, it takes no notice of a
+/// shutdown.
+pub const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Time after the beginning of a shutdown in which requests that still come are told so, before the connection is closed.
 pub const LINGER: Duration = Duration::from_millis(200);

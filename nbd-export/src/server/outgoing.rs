@@ -3,14 +3,13 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use volmap::range::ByteRange;
 
-use super::stream::Stream;
+use super::wire::Wire;
 use crate::export::{Buffer, Pieces};
 
 /// Slices of one system call. The kernel takes 1024 (`IOV_MAX`); a batch is bounded by the requests in flight anyway.
@@ -87,11 +86,11 @@ impl Outgoing {
         self.ends.push_back((self.queued, cost));
     }
 
-    /// Sends what the stream takes without waiting; ready when something was sent. Gives memory back to `pieces`.
+    /// Sends what the wire takes without waiting; ready when something was sent. Gives memory back to `pieces`.
     pub(super) fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
-        stream: &mut dyn Stream,
+        wire: &mut dyn Wire,
         pieces: &mut Pieces,
     ) -> Poll<io::Result<()>> {
         let sent = match self.segments.front() {
@@ -99,7 +98,7 @@ impl Outgoing {
             Some(Segment::File { range, file }) => {
                 let offset = range.start() + self.sent_of_first;
                 let left = usize::try_from(range.end() - offset).unwrap_or(usize::MAX);
-                ready!(stream.poll_send_file(cx, file, offset, left))?
+                ready!(wire.poll_send_file(cx, file, offset, left))?
             }
             Some(_) => {
                 let mut slices = [IoSlice::new(&[]); SLICES_MAX];
@@ -110,11 +109,8 @@ impl Outgoing {
                     *slice = IoSlice::new(&bytes[skip..]);
                     (skip, count) = (0, count + 1);
                 }
-                let slices = &slices[..count];
-                match self.segments.get(count) {
-                    Some(Segment::File { .. }) => ready!(stream.poll_send_head(cx, slices))?,
-                    _ => ready!(Pin::new(stream).poll_write_vectored(cx, slices))?,
-                }
+                let more = self.segments.len() > count;
+                ready!(wire.poll_send(cx, &slices[..count], more))?
             }
         };
         if sent == 0 {

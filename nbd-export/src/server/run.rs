@@ -23,6 +23,7 @@ use super::limits::{
 use super::listener::{AcceptedStream, OpenListener};
 use super::session::{SessionError, Shared, transmit};
 use super::stream::Stream;
+use super::wire::{Socket, Wrapped};
 use crate::config::Listener;
 use crate::error::Error;
 use crate::tls::ServerTls;
@@ -263,7 +264,7 @@ async fn session(
 ) -> Result<(), SessionError> {
     let socket = match stream.detach()? {
         Ok(socket) => socket,
-        Err(stream) => return transmit(stream, accepted, &shared, closing).await,
+        Err(stream) => return transmit(Box::new(Wrapped(stream)), accepted, &shared, closing).await,
     };
     let (mut end, ended) = oneshot::channel();
     thread::Builder::new()
@@ -276,8 +277,9 @@ async fn session(
                 .map_err(SessionError::from)
                 .and_then(|runtime| {
                     runtime.block_on(async {
+                        let wire = Box::new(Socket::new(socket)?);
                         tokio::select! {
-                            served = transmit(socket.attach()?, accepted, &shared, closing) => served,
+                            served = transmit(wire, accepted, &shared, closing) => served,
                             () = end.closed() => Ok(()),
                         }
                     })

@@ -3,12 +3,10 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -17,11 +15,11 @@ use super::budget::{Budget, ServerBudget};
 use super::handshake::Accepted;
 use super::limits::{
     BATCH_BYTES, BATCH_REPLIES, BLOCKING_MAX, DESCRIPTOR_COST, EXTENT_LEN_MIN, INPUT_CHUNK, LINGER,
-    REQUEST_COST, STALL_BYTES, STALL_DEADLINE, STATUS_COST,
+    PAYLOAD_CHUNK, REQUEST_COST, STALL_DEADLINE, STATUS_COST,
 };
 use super::outgoing::{Outgoing, Segment};
 use super::replies::{Answerer, Replies, Selected};
-use super::stream::Stream;
+use super::wire::Wire;
 use crate::export::ContextIndex;
 use crate::proto::transmission::{Incoming, ReplyEncoder, RequestDecoder};
 use crate::proto::{Command, Errno, Negotiated, ProtocolError, ReplyTo};
@@ -38,8 +36,8 @@ pub(super) enum SessionError {
     /// The client closed the connection in the middle of a request.
     #[error("the client left in the middle of a request")]
     CutShort,
-    /// The client moves nothing while others wait for the memory that it takes.
-    #[error("the client took and sent next to nothing for {STALL_DEADLINE:?}, and others need the memory")]
+    /// The client takes no replies while others wait for the memory that they take.
+    #[error("the client took no replies for {STALL_DEADLINE:?}, and others need the memory")]
     Stalled,
 }
 
@@ -55,12 +53,12 @@ pub(super) struct Shared {
 /// Serves requests until the client disconnects or breaks a rule, or the server closes; requests in flight are finished in each
 /// case.
 pub(super) async fn transmit(
-    stream: Box<dyn Stream>,
+    wire: Box<dyn Wire>,
     accepted: Accepted,
     shared: &Shared,
     mut closing: watch::Receiver<bool>,
 ) -> Result<(), SessionError> {
-    let mut session = Session::new(stream, accepted, shared);
+    let mut session = Session::new(wire, accepted, shared);
     let mut stall = interval(STALL_DEADLINE);
     stall.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut linger = None;
@@ -83,13 +81,15 @@ pub(super) async fn transmit(
         }
     };
     // Says goodbye, where the stream has a way to.
-    session.stream.shutdown().await.ok();
+    std::future::poll_fn(|cx| session.wire.poll_shutdown(cx))
+        .await
+        .ok();
     ended
 }
 
 /// One connection in its transmission phase.
 struct Session {
-    stream: Box<dyn Stream>,
+    wire: Box<dyn Wire>,
     input: BytesMut,
     decoder: RequestDecoder,
     negotiated: Negotiated,
@@ -97,8 +97,6 @@ struct Session {
     replies: Replies,
     outgoing: Outgoing,
     budget: Budget,
-    /// What the payload that is being received takes of the budget.
-    prepaid: Option<usize>,
     /// A request that the budget had no room for.
     waiting: Option<Incoming>,
     threads: Handle,
@@ -114,10 +112,8 @@ struct Session {
     fault: Option<SessionError>,
     /// The stream may keep bytes back that were given to it.
     unflushed: bool,
-    /// Bytes that were received since the connection began.
-    received: u64,
-    /// Bytes that had moved when last looked at, if the client held memory then.
-    moved_then: Option<u64>,
+    /// Bytes that were waiting to be sent when last looked at, and not one since then.
+    stuck_at: Option<u64>,
 }
 
 /// A reply from another thread.
@@ -127,7 +123,7 @@ struct Answered {
 }
 
 impl Session {
-    fn new(stream: Box<dyn Stream>, accepted: Accepted, shared: &Shared) -> Self {
+    fn new(wire: Box<dyn Wire>, accepted: Accepted, shared: &Shared) -> Self {
         let Accepted {
             session: negotiated,
             export,
@@ -147,15 +143,14 @@ impl Session {
         };
         let (answers, answered) = mpsc::unbounded_channel();
         Self {
-            replies: Replies::new(stream.sends_files()),
-            stream,
+            replies: Replies::new(wire.sends_files()),
+            wire,
             input,
             decoder: RequestDecoder::default(),
             negotiated,
             answerer: Arc::new(answerer),
             outgoing: Outgoing::default(),
             budget: Budget::of(&shared.budget),
-            prepaid: None,
             waiting: None,
             threads: shared.threads.clone(),
             blocking: 0,
@@ -165,8 +160,7 @@ impl Session {
             finished: false,
             fault: None,
             unflushed: false,
-            received: 0,
-            moved_then: None,
+            stuck_at: None,
         }
     }
 
@@ -184,7 +178,7 @@ impl Session {
             if self.is_over() {
                 return Poll::Ready(self.fault.take().map_or(Ok(()), Err));
             }
-            let read = !self.finished && self.waiting.is_none() && self.has_room(cx) && self.read(cx)?;
+            let read = !self.finished && self.waiting.is_none() && self.read(cx)?;
             if !(served || sent || read) {
                 return Poll::Pending;
             }
@@ -240,8 +234,7 @@ impl Session {
             // It counts too: a client could send such requests and never read the answers.
             Incoming::Refused { .. } | Incoming::Disconnect => REQUEST_COST,
         };
-        let paid = self.prepaid.take().map(Poll::Ready);
-        let Poll::Ready(cost) = paid.unwrap_or_else(|| self.budget.poll_take(needed, cx)) else {
+        let Poll::Ready(cost) = self.budget.poll_take(needed, cx) else {
             return Some(incoming);
         };
         match incoming {
@@ -260,7 +253,7 @@ impl Session {
                     Ok(true) => self.push(cost),
                     Ok(false) => self.hand_off(reply_to, command, cost),
                     Err(_) => {
-                        self.replies = Replies::new(self.stream.sends_files());
+                        self.replies = Replies::new(self.wire.sends_files());
                         self.answerer.bug(reply_to, &mut self.replies);
                         self.push(cost);
                     }
@@ -316,7 +309,7 @@ impl Session {
         let mut any = false;
         while !self.outgoing.is_empty() {
             let pieces = &mut self.replies.pieces;
-            match self.outgoing.poll_send(cx, self.stream.as_mut(), pieces) {
+            match self.outgoing.poll_send(cx, self.wire.as_mut(), pieces) {
                 Poll::Ready(sent) => sent?,
                 Poll::Pending => return Ok(any),
             }
@@ -327,32 +320,24 @@ impl Session {
         }
         self.unflushed |= any;
         // Nothing to do for a socket; a stream that encrypts keeps back what the socket did not take.
-        if self.unflushed && Pin::new(&mut self.stream).poll_flush(cx)?.is_ready() {
+        if self.unflushed && self.wire.poll_flush(cx)?.is_ready() {
             self.unflushed = false;
         }
         Ok(any)
     }
 
-    /// Whether there is memory for the payload that is awaited. It is taken before a byte of it is read, because a client may keep the
-    /// last one back for as long as it likes.
-    fn has_room(&mut self, cx: &mut Context<'_>) -> bool {
-        let payload = self.decoder.awaited_payload(&self.negotiated);
-        if payload > 0
-            && self.prepaid.is_none()
-            && let Poll::Ready(cost) = self.budget.poll_take(payload.saturating_add(REQUEST_COST), cx)
-        {
-            self.prepaid = Some(cost);
-        }
-        payload == 0 || self.prepaid.is_some()
-    }
-
     /// Reads what is there; whether there was something.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, SessionError> {
-        self.input.reserve(INPUT_CHUNK);
-        let Poll::Ready(count) = poll_read_buf(&mut self.stream, &mut self.input, cx)? else {
+        let chunk = match self.decoder.is_between_requests() {
+            true => INPUT_CHUNK,
+            false => PAYLOAD_CHUNK,
+        };
+        // Nothing of this session is under way, so only the client can be waited for; a closing server lets no requests come.
+        let alone = self.blocking == 0 && self.outgoing.is_empty() && !self.unflushed && !self.closing;
+        let received = self.wire.poll_receive(cx, &mut self.input, chunk, alone)?;
+        let Poll::Ready(count) = received else {
             return Ok(false);
         };
-        self.received += count as u64;
         if count == 0 {
             self.finished = true;
             // Some clients close without DISC; between requests nothing is lost by it.
@@ -362,18 +347,11 @@ impl Session {
         Ok(true)
     }
 
-    /// Whether the client moved next to nothing since this was last asked, while somebody else waits for memory.
+    /// Whether the client took nothing since this was last asked, while somebody else waits for memory.
     fn is_stalled(&mut self) -> bool {
-        // A payload that is whole waits for us.
-        let holds = !self.outgoing.is_empty() || self.prepaid.is_some() && self.waiting.is_none();
-        let moved = holds.then(|| self.outgoing.sent() + self.received);
-        let least = if self.budget.held() > STALL_BYTES {
-            STALL_BYTES as u64
-        } else {
-            1
-        };
-        let stuck = matches!((moved, self.moved_then), (Some(now), Some(then)) if now - then < least);
-        self.moved_then = moved;
+        let sent = (!self.outgoing.is_empty()).then(|| self.outgoing.sent());
+        let stuck = sent.is_some() && sent == self.stuck_at;
+        self.stuck_at = sent;
         stuck && self.budget.is_wanted()
     }
 }
@@ -398,16 +376,4 @@ fn cost(command: &Command) -> usize {
         | Command::WriteZeroes { .. } => 0,
     };
     data.saturating_add(REQUEST_COST)
-}
-
-/// Reads into the free space of `input`.
-fn poll_read_buf(
-    stream: &mut Box<dyn Stream>,
-    input: &mut BytesMut,
-    cx: &mut Context<'_>,
-) -> io::Result<Poll<usize>> {
-    match std::pin::pin!(stream.read_buf(input)).poll(cx) {
-        Poll::Ready(count) => Ok(Poll::Ready(count?)),
-        Poll::Pending => Ok(Poll::Pending),
-    }
 }

@@ -119,6 +119,10 @@ impl FrozenImage for Scattered {
         Ok(())
     }
 
+    fn stands(&self) -> Result<(), FrozenError> {
+        Ok(())
+    }
+
     fn thaw(&self) {}
 }
 

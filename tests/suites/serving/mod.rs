@@ -5,7 +5,6 @@ mod readiness;
 mod shutdown;
 mod single;
 mod units;
-mod writable;
 
 use std::fs;
 use std::path::Path;

@@ -100,6 +100,10 @@ impl FrozenImage for CowImage {
         copied
     }
 
+    fn stands(&self) -> Result<(), FrozenError> {
+        self.frozen.confirm().map(drop)
+    }
+
     fn thaw(&self) {
         self.origin.thaw(&self.frozen);
     }

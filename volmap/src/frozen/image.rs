@@ -111,8 +111,9 @@ pub trait FrozenImage: Send + Sync {
     /// [`FrozenError::Gone`].
     fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError>;
 
-    /// What `range` holds, in order and without gaps from its start: all of it, or the first `limit` (at least 1) extents of
-    /// it. Cheaper than [`status`](Self::status) where no location is wanted: content does not move.
+    /// What `range` held at the freeze, in order and without gaps from its start: all of it, or the first `limit` (at least 1)
+    /// extents of it. Cheaper than [`status`](Self::status) where no location is wanted: content does not move. Whether the
+    /// image still stands may not be asked here: [`stands`](Self::stands) is called before the answer is given out.
     ///
     /// # Errors
     /// [`FrozenError::Gone`].
@@ -129,7 +130,14 @@ pub trait FrozenImage: Send + Sync {
         false
     }
 
-    /// As [`read_at`](Self::read_at), if that needs no wait for a device; `false` and nothing of use in `buf` if it would.
+    /// Whether the content is still the frozen one: asked after the bytes were copied, and before they are given out (laws H5 and H6).
+    ///
+    /// # Errors
+    /// [`FrozenError::Gone`].
+    fn stands(&self) -> Result<(), FrozenError>;
+
+    /// As [`read_at`](Self::read_at), if that needs no wait for a device; `false` and nothing of use in `buf` if it would. As with
+    /// [`content`](Self::content), the bytes count only if the image [`stands`](Self::stands) afterwards.
     ///
     /// # Errors
     /// [`FrozenError`].
@@ -139,7 +147,8 @@ pub trait FrozenImage: Send + Sync {
     }
 
     /// A file that holds the bytes of `range` at the same offsets, in the page cache at this moment, and that nobody will ever
-    /// write again, not after a thaw either: such bytes may be sent by reference (law H5).
+    /// write again, not after a thaw either: such bytes may be sent by reference (law H5), if the image
+    /// [`stands`](Self::stands) afterwards.
     ///
     /// # Errors
     /// [`FrozenError::Gone`].

@@ -239,7 +239,6 @@ impl FrozenImage for PinnedImage {
     }
 
     fn content(&self, range: ByteRange, limit: usize) -> Result<Vec<Extent>, FrozenError> {
-        self.check_content()?;
         let answer = self.pieces_of(range).map(|(range, piece)| Extent {
             range,
             content: piece.content,
@@ -249,6 +248,10 @@ impl FrozenImage for PinnedImage {
 
     fn answers_at_once(&self) -> bool {
         true
+    }
+
+    fn stands(&self) -> Result<(), FrozenError> {
+        self.check_content()
     }
 
     /// The page cache of a block device is not read, see `copy_direct`.
@@ -265,7 +268,6 @@ impl FrozenImage for PinnedImage {
                 Err(_) => return Ok(false),
             }
         }
-        self.check_content()?;
         Ok(true)
     }
 
@@ -273,7 +275,6 @@ impl FrozenImage for PinnedImage {
         if !self.hold.is_for_ever() || self.kind == VolumeKind::BlockDevice {
             return Ok(None);
         }
-        self.check_content()?;
         let file = self.hold.file();
         let cached = page_cache::is_cached(file, range.start(), range.len()).unwrap_or(false);
         Ok(cached.then(|| Arc::clone(file)))
