@@ -15,6 +15,7 @@ mod geometry;
 mod info;
 mod interop;
 mod lies_on;
+mod nbdkit_filters;
 mod off_host;
 mod restore;
 mod serving;
