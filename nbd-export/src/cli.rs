@@ -83,6 +83,10 @@ pub struct ServeArgs {
     /// server-cert.pem and server-key.pem, and ca-crl.pem where certificates were revoked.
     #[arg(long, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
+    /// Let only these clients have a volume, with its frozen images and its tag: a common name or DNS name of their certificate, an
+    /// address, a network as ADDRESS/BITS, or unix for the clients of Unix sockets. To others the volume is unknown.
+    #[arg(long, value_name = "EXPORT=NAME,...")]
+    pub allow: Vec<String>,
     /// Whether every listener demands TLS; require if --tls-dir is given.
     #[arg(long, value_enum, value_name = "MODE")]
     pub tls: Option<TlsMode>,

@@ -58,7 +58,7 @@ pub enum Verb {
 /// Arguments of `backup`.
 #[derive(clap::Args, Debug)]
 pub struct BackupArgs {
-    /// The export of the frozen image: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    /// The export of the frozen image: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; with nbds encrypted, or not at all
     #[arg(value_name = "NBD-URI")]
     pub uri: String,
 
@@ -74,6 +74,11 @@ pub struct BackupArgs {
     /// Exit with 4 unless at least this share of the data was read directly. The image is written and valid all the same
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     pub require_direct: Option<f64>,
+
+    /// Where certificates are, for nbds: ca-cert.pem tells which servers to believe; client-cert.pem and client-key.pem prove who
+    /// we are
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
 
     /// Read this share of the directly read data through the host as well, and compare
     #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "0")]
@@ -178,14 +183,24 @@ pub struct InfoArgs {
     #[arg(long)]
     pub json: bool,
 
+    /// Where certificates are, for nbds: ca-cert.pem tells which servers to believe; client-cert.pem and client-key.pem prove who
+    /// we are
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+
     /// How long everything may take; without it as long as it takes
     #[arg(long, value_name = "DURATION", value_parser = deadline)]
     pub timeout: Option<Duration>,
 }
 
 /// How NBD servers are talked to. Durations are seconds, or have units: 500ms, 30s, 5m, 1h30m.
-#[derive(clap::Args, Clone, Copy, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct ServerArgs {
+    /// Where certificates are, for nbds: ca-cert.pem tells which servers to believe; client-cert.pem and client-key.pem prove who
+    /// we are
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+
     /// Most connections to an export that allows several
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), default_value_t = 4)]
     pub connections: u16,

@@ -1,6 +1,6 @@
 //! From raw arguments to what a job takes: parse, don't validate later.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,6 +47,21 @@ impl LunArgument {
             ))),
         }
     }
+}
+
+/// Parses the URI of an export. A TLS directory of the command line is for a URI that names none.
+///
+/// # Errors
+/// [`ErrorKind::Usage`]: no such URI, or a TLS directory for one that encrypts nothing.
+pub fn nbd_uri(text: &str, tls_directory: Option<&Path>) -> Result<NbdUri> {
+    let usage = |message: String| Error::new(ErrorKind::Usage, message);
+    let uri: NbdUri = text.parse().map_err(|error| usage(format!("{text}: {error}")))?;
+    if uri.tls.is_none() && tls_directory.is_some() {
+        return Err(usage(format!(
+            "{text}: nothing is encrypted with this scheme, so there is no use for --tls-dir: write nbds"
+        )));
+    }
+    Ok(uri.or_tls_directory(tls_directory))
 }
 
 /// Where an image goes or comes from.
@@ -107,6 +122,26 @@ fn is_scheme(text: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
 }
 
+/// Parses places. A TLS directory of the command line is for those URIs that name none.
+///
+/// # Errors
+/// [`ErrorKind::Usage`]: as [`Place::parse`], or a TLS directory where nothing is encrypted.
+pub fn places<const N: usize>(texts: [&OsString; N], tls_directory: Option<&Path>) -> Result<[Place; N]> {
+    let mut parsed = Vec::new();
+    for text in texts {
+        parsed.push(match Place::parse(text)? {
+            Place::Nbd(uri) => Place::Nbd(uri.or_tls_directory(tls_directory)),
+            place => place,
+        });
+    }
+    let encrypted = |place: &Place| matches!(place, Place::Nbd(uri) if uri.tls.is_some());
+    if tls_directory.is_some() && !parsed.iter().any(encrypted) {
+        let message = "nothing is encrypted, so there is no use for --tls-dir: write nbds://";
+        return Err(Error::new(ErrorKind::Usage, message));
+    }
+    Ok(parsed.try_into().expect("as many as there were"))
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -157,6 +192,19 @@ pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tls_directory_needs_something_to_encrypt() {
+        let directory = Some(Path::new("/pki"));
+        assert_eq!(
+            nbd_uri("nbd://h", directory).unwrap_err().kind(),
+            ErrorKind::Usage
+        );
+        assert_eq!(nbd_uri("nbd://h", None).unwrap().tls, None);
+        let named = |text| nbd_uri(text, directory).unwrap().tls.unwrap().directory;
+        assert_eq!(named("nbds://h"), Some("/pki".into()));
+        assert_eq!(named("nbds://h?tls-certificates=/mine"), Some("/mine".into()));
+    }
 
     #[test]
     fn luns_split_at_the_first_equals_sign_unless_they_begin_like_a_path() {

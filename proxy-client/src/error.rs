@@ -28,6 +28,8 @@ pub enum ErrorKind {
     HostIncompatible,
     /// The host answered a request with an error.
     HostRefused,
+    /// The host did not prove who it is, or did not believe who we are.
+    HostUntrusted,
     /// A server that was lost came back with something else under the name of the export.
     ExportChanged,
     /// The job took longer than it was given.
@@ -78,13 +80,14 @@ pub struct KindRow {
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Usage,
         Self::Io,
         Self::HostLost,
         Self::HostMisbehaved,
         Self::HostIncompatible,
         Self::HostRefused,
+        Self::HostUntrusted,
         Self::ExportChanged,
         Self::DeadlinePassed,
         Self::WrongLun,
@@ -132,6 +135,11 @@ impl ErrorKind {
                 "host-refused",
                 1,
                 "See the log of the server for the reason; `nbdinfo --list` shows what it exports.",
+            ),
+            Self::HostUntrusted => (
+                "host-untrusted",
+                1,
+                "Compare authority, names and dates of the certificates on both sides; tls-hostname gives the server another name.",
             ),
             Self::ExportChanged => (
                 "export-changed",

@@ -7,9 +7,8 @@ use std::time::Duration;
 use clap::Parser;
 use indicatif::HumanBytes;
 use nbd_export::proto::ContextName;
-use nbd_export::uri::NbdUri;
 use proxy_client::cli::{Cli, CopyArgs, ErrorFormat, InfoArgs, RestoreArgs, Verb};
-use proxy_client::config::{ImagePath, LunArgument, Place};
+use proxy_client::config::{ImagePath, LunArgument, Place, nbd_uri, places};
 use proxy_client::error::{Error, ErrorKind, Result};
 use proxy_client::interrupt::Interrupt;
 use proxy_client::job::backup::{BackupOptions, backup};
@@ -80,10 +79,7 @@ fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Backup(args) => {
             let options = BackupOptions {
-                uri: args
-                    .uri
-                    .parse()
-                    .map_err(|e| Error::new(ErrorKind::Usage, format!("{}: {e}", args.uri)))?,
+                uri: nbd_uri(&args.uri, args.tls_dir.as_deref())?,
                 output: ImagePath::new(&args.output),
                 luns: args
                     .lun
@@ -131,9 +127,10 @@ fn run(verb: Verb) -> Result<()> {
 }
 
 fn run_restore(args: RestoreArgs) -> Result<()> {
+    let [output] = places([&args.output], args.server.tls_dir.as_deref())?;
     let options = RestoreOptions {
         image: args.image,
-        output: Place::parse(&args.output)?,
+        output,
         force: args.force,
         nbd: args.server.pool_options(),
     };
@@ -152,9 +149,11 @@ fn run_restore(args: RestoreArgs) -> Result<()> {
 }
 
 fn run_copy(args: &CopyArgs) -> Result<()> {
+    let tls_directory = args.server.tls_dir.as_deref();
+    let [source, target] = places([&args.source, &args.target], tls_directory)?;
     let options = CopyOptions {
-        source: Place::parse(&args.source)?,
-        target: Place::parse(&args.target)?,
+        source,
+        target,
         force: args.force,
         size: args.size,
         target_is_zero: args.target_is_zero,
@@ -190,7 +189,7 @@ fn run_copy(args: &CopyArgs) -> Result<()> {
 fn run_info(args: &InfoArgs) -> Result<()> {
     let usage =
         |what: &str, why: &dyn std::fmt::Display| Error::new(ErrorKind::Usage, format!("{what}: {why}"));
-    let uri: NbdUri = args.uri.parse().map_err(|e| usage(&args.uri, &e))?;
+    let uri = nbd_uri(&args.uri, args.tls_dir.as_deref())?;
     if let Some(context) = &args.map {
         let options = MapOptions {
             context: ContextName::new(context).map_err(|e| usage(context, &e))?,

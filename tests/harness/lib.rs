@@ -15,6 +15,7 @@ pub mod image;
 pub mod peer;
 pub mod pki;
 pub mod program;
+pub mod raw_client;
 pub mod rust_nbd;
 pub mod site;
 pub mod skip;

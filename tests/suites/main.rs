@@ -5,8 +5,11 @@
 mod attacks;
 mod cli;
 mod client_peers;
+mod conformance;
 mod copy;
 mod cow;
+mod cves;
+mod evil_client;
 mod evil_server;
 mod faults;
 mod foreign;

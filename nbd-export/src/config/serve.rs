@@ -14,6 +14,7 @@ use super::inherited::{PassedAddress, PassedSocket, Stdio};
 use crate::cli::{FreezeMethod, ServeArgs, TlsMode};
 use crate::error::{Error, ErrorKind};
 use crate::server::limits::Limits;
+use crate::server::{AllowLists, Allowed};
 
 /// Name of the NBD socket in the runtime directory when no listener is given.
 const SOCKET_NAME: &str = "nbd-export.sock";
@@ -117,6 +118,8 @@ pub struct ServeConfig {
     pub listeners: Vec<Listener>,
     /// What clients can hold of the server.
     pub limits: Limits,
+    /// Who may have which volume.
+    pub access: AllowLists,
     /// Where the certificates are, if nothing is told outside TLS.
     pub tls_directory: Option<PathBuf>,
     /// The control socket, if there is to be one.
@@ -168,6 +171,7 @@ impl ServeConfig {
                 connections: args.max_connections,
                 handshake_deadline: Duration::from_secs(args.handshake_timeout),
             },
+            access: allow_lists(args)?,
             tls_directory: tls_directory(args)?,
             // Agents of one client each would have no other name for it, and nobody asks them anything.
             control: (args.control.is_some() || !args.single).then(|| ControlPath {
@@ -202,6 +206,17 @@ impl ServeConfig {
                 )));
             }
             exports.insert(export);
+        }
+        let unknown = |volume: &&str| !names.iter().any(|name| name.as_str() == *volume);
+        if let Some(volume) = self.access.volumes().find(unknown) {
+            return Err(usage(format!(
+                "--allow {volume}: no volume or origin is called {volume}"
+            )));
+        }
+        if self.access.have_names() && self.tls_directory.is_none() {
+            return Err(usage(
+                "--allow: names are those in certificates, and without --tls-dir there are none",
+            ));
         }
         if let Some(tag) = self.tags.iter().find(|t| !names.contains(&&t.name)) {
             return Err(usage(format!(
@@ -255,6 +270,29 @@ fn origins(args: &ServeArgs) -> Result<Vec<OriginConfig>, Error> {
             })
         })
         .collect()
+}
+
+/// The allow lists: NAME=ENTRY,ENTRY…
+fn allow_lists(args: &ServeArgs) -> Result<AllowLists, Error> {
+    let mut lists = AllowLists::default();
+    for argument in &args.allow {
+        let malformed = || usage(format!("--allow {argument}: write EXPORT=NAME,NAME…"));
+        let (volume, entries) = argument.split_once('=').ok_or_else(malformed)?;
+        if volume.is_empty() || entries.split(',').any(str::is_empty) {
+            return Err(malformed());
+        }
+        for entry in entries.split(',') {
+            let Ok(allowed) = entry.parse::<Allowed>();
+            let shown = matches!(&allowed, Allowed::Name(name) if name.contains('/'));
+            if shown {
+                return Err(usage(format!(
+                    "--allow {argument}: {entry} is no network, and no name has a slash"
+                )));
+            }
+            lists.allow(volume, [allowed]);
+        }
+    }
+    Ok(lists)
 }
 
 /// The TLS directory, if there shall be TLS.
@@ -439,6 +477,27 @@ mod tests {
             let kind = passed(address, line).unwrap_err().kind();
             assert_eq!(kind, ErrorKind::Usage, "{address} {line:?}");
         }
+    }
+
+    #[test]
+    fn allow_lists_are_of_volumes_that_there_are() {
+        let with = |more: &[&'static str]| config(&[&["vm=/v", "--tls-dir", "/pki"], more].concat());
+        let several = ["--allow", "vm=proxy,10.0.0.0/8", "--allow", "vm=unix"];
+        assert!(with(&several).unwrap().access.have_names());
+        for bad in [
+            "vm",
+            "vm=",
+            "=x",
+            "vm=a,,b",
+            "v=proxy",
+            "vm@1=proxy",
+            "vm.tag=proxy",
+            "vm=10.0.0.0/33",
+        ] {
+            assert!(with(&["--allow", bad]).is_err(), "{bad}");
+        }
+        refused(&["vm=/v", "--allow", "vm=proxy"]);
+        assert!(config(&["vm=/v", "--allow", "vm=10.0.0.1,unix"]).is_ok());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::proto::{
 };
 
 /// Longest READ of a script: more would only take time.
-pub(super) const READ_MAX: u64 = 1 << 16;
+pub(super) const READ_MAX: u64 = 1 << 10;
 
 /// A whole server: handshake and transmission, or transmission in a session that is given.
 pub(super) fn client(input: &[u8]) {
@@ -99,7 +99,7 @@ fn shake_hands_twice(
             assert!(matches!(goal, Goal::ListContexts { .. }) && names.len() <= MAX_LISTED);
             None
         }
-        Ok(ClientProgress::NeedInput) | Err(_) => None,
+        Ok(ClientProgress::NeedInput | ClientProgress::StartTls) | Err(_) => None,
     }
 }
 

@@ -290,7 +290,10 @@ fn chunk(
             let (offset, length) = if script.byte() == u8::MAX {
                 (script.number(), script.number() % READ_MAX)
             } else {
-                (asked.offset + u64::from(script.word()), u64::from(script.word()))
+                (
+                    asked.offset + u64::from(script.word()) % READ_MAX,
+                    u64::from(script.word()) % READ_MAX,
+                )
             };
             payload.put_u64(offset);
             expected.fatal |= !asked.cover(offset, length, if kind == 3 { 0 } else { fill });

@@ -30,7 +30,7 @@ impl Host {
         let clock = Arc::new(GenerationClock::start().map_err(system)?);
         let declared = |why| Error::caused(ErrorKind::Volume, "--identity", why);
         let layers = Arc::new(Layers::new(config.identities.clone()).map_err(declared)?);
-        let host = Self::new();
+        let host = Self::new().with_access(config.access.clone());
         warn_of_leftovers(config);
         for volume in &config.volumes {
             let source = VolumeSource {

@@ -16,7 +16,7 @@ use super::under_way::{UnderWay, Work};
 use crate::config::VolumeName;
 use crate::error::{Error, ErrorKind};
 use crate::export::{Export, FrozenExport};
-use crate::server::{Addresses, Client, Exports, Offer};
+use crate::server::{Addresses, AllowLists, Client, Exports, Offer};
 
 /// What the name of a tag's export ends with.
 pub const TAG_SUFFIX: &str = ".tag";
@@ -30,6 +30,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
 pub struct Host {
     state: RwLock<HostState>,
     addresses: OnceLock<Addresses>,
+    access: AllowLists,
     /// Freezes and thaws.
     under_way: UnderWay,
 }
@@ -65,6 +66,13 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
+    /// Hides volumes from all that are not on their lists.
+    #[must_use]
+    pub fn with_access(mut self, access: AllowLists) -> Self {
+        self.access = access;
+        self
+    }
+
     /// A host of nothing yet.
     pub fn new() -> Self {
         Self::default()
@@ -293,15 +301,15 @@ impl Host {
 
     fn all_offers(&self) -> Vec<Offer> {
         let state = self.read();
-        let offers = state.exports().map(|(name, export)| {
-            let info = export.info();
-            Offer {
-                name: name.clone(),
-                description: info.description,
-                writable: info.writable,
-            }
-        });
-        offers.collect()
+        state
+            .exports()
+            .map(|(name, _, export)| offer(name, &export))
+            .collect()
+    }
+
+    /// Whether a client gets to know of an export. All that are told of exports are told by this.
+    fn is_for(&self, client: &Client, volume: &str, export: &Arc<dyn Export>) -> bool {
+        client.audience.may_have(export.info().writable) && self.access.admit(volume, client)
     }
 
     fn uri(&self, export: &str, writable: bool) -> Option<String> {
@@ -318,6 +326,15 @@ impl Host {
             age_seconds: frozen.since.elapsed().as_secs(),
             state: state_of(frozen.image.as_ref()),
         }
+    }
+}
+
+fn offer(name: &str, export: &Arc<dyn Export>) -> Offer {
+    let info = export.info();
+    Offer {
+        name: name.to_owned(),
+        description: info.description,
+        writable: info.writable,
     }
 }
 
@@ -368,16 +385,19 @@ impl HostState {
             || self.reserved.contains(export)
     }
 
-    /// Every export: name, export, whether it can be written.
-    fn exports(&self) -> impl Iterator<Item = (&String, Arc<dyn Export>)> {
+    /// Every export: its name, the name of its volume, and itself.
+    fn exports(&self) -> impl Iterator<Item = (&str, &str, Arc<dyn Export>)> {
         let live = self
             .sources
             .iter()
-            .filter_map(|(name, s)| Some((name, s.live()?)));
-        let tags = self.tags.iter().map(|(name, tag)| (name, Arc::clone(tag)));
+            .filter_map(|(name, source)| Some((name.as_str(), name.as_str(), source.live()?)));
+        let tags = self.tags.iter().map(|(name, tag)| {
+            let volume = name.strip_suffix(TAG_SUFFIX).unwrap_or(name);
+            (name.as_str(), volume, Arc::clone(tag))
+        });
         let frozen = self.frozen.iter().map(|(name, frozen)| {
             let export: Arc<dyn Export> = frozen.export.clone();
-            (name, export)
+            (name.as_str(), frozen.volume.as_str(), export)
         });
         frozen.chain(live).chain(tags)
     }
@@ -385,24 +405,25 @@ impl HostState {
 
 impl Exports for Host {
     fn offers(&self, client: &Client) -> Vec<Offer> {
-        let offers = self.all_offers().into_iter();
-        offers
-            .filter(|offer| client.audience.may_have(offer.writable))
-            .collect()
+        let state = self.read();
+        let offered = state
+            .exports()
+            .filter(|(_, volume, export)| self.is_for(client, volume, export));
+        offered.map(|(name, _, export)| offer(name, &export)).collect()
     }
 
     fn open(&self, name: &str, client: &Client) -> Option<Arc<dyn Export>> {
         let state = self.read();
         let mut offered = state
             .exports()
-            .filter(|(_, export)| client.audience.may_have(export.info().writable));
+            .filter(|(_, volume, export)| self.is_for(client, volume, export));
         if name.is_empty() {
             // The empty name is the sole export, if there is exactly one.
-            let (_, only) = offered.next()?;
+            let (_, _, only) = offered.next()?;
             return offered.next().is_none().then_some(only);
         }
         offered
-            .find(|(known, _)| *known == name)
-            .map(|(_, export)| export)
+            .find(|(known, ..)| *known == name)
+            .map(|(_, _, export)| export)
     }
 }

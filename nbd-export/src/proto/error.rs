@@ -240,8 +240,11 @@ pub enum PeerIncompatible {
     #[error("the server knows no options, so nothing can be listed")]
     NotFixedNewstyle,
     /// The server wants TLS.
-    #[error("the server wants TLS, which is not built yet")]
+    #[error("the server tells nothing without TLS: use a nbds:// URI")]
     TlsRequired,
+    /// TLS is wanted, and the server is too old for it.
+    #[error("the server knows no options, and so no TLS")]
+    NoTls,
     /// More than 2^63-1 bytes.
     #[error("the export has {0} bytes, 2^63-1 is the most")]
     ExportTooLarge(u64),

@@ -78,6 +78,11 @@ impl Budget {
         self.server.is_wanted()
     }
 
+    /// Bytes that this connection has taken.
+    pub(super) fn held(&self) -> usize {
+        self.bytes
+    }
+
     /// Takes one request that may need `cost` bytes, or waits: for this connection's own replies to be sent, or for memory of the
     /// server. A request that needs more than a connection may have is let in when there is no other.
     pub(super) fn poll_take(&mut self, cost: usize, cx: &mut Context<'_>) -> Poll<usize> {

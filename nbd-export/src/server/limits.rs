@@ -73,9 +73,14 @@ pub const REQUEST_COST: usize = 512;
 /// them wait for each other.
 pub const SERVER_BYTES_MAX: usize = 1 << 30;
 
-/// Time in which a client takes at least one byte of what it asked for, if others wait for the memory that its replies take. While nobody
+/// Time in which a client takes at least one byte of what it asked for, or sends one of what it is writing, if others wait for the
+/// memory that this takes. While nobody
 /// does, a client may be stopped as long as it likes.
 pub const STALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Bytes that a client which holds more than that has to move in [`STALL_DEADLINE`], if others wait for the memory. Without it a byte
+/// now and then would keep 64 MiB.
+pub const STALL_BYTES: usize = 1 << 20;
 
 /// Replies, and bytes of them, that are made before they are sent. More of them in one system call cost less; but the client has
 /// nothing to do until the first of them is there.

@@ -8,6 +8,7 @@
 //! * a connection has one task, in transmission on a thread of its own, which alone reads from its stream and writes to it: replies are
 //!   written whole, in the order in which they are ready.
 
+mod access;
 mod address;
 mod admission;
 mod budget;
@@ -25,6 +26,7 @@ mod tests;
 mod unix_socket;
 mod wire;
 
+pub use access::{AllowLists, Allowed};
 pub use address::Addresses;
 pub use exports::{Audience, Client, Exports, Offer};
 pub use run::{Server, runtime};

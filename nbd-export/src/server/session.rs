@@ -15,7 +15,7 @@ use super::budget::{Budget, ServerBudget};
 use super::handshake::Accepted;
 use super::limits::{
     BATCH_BYTES, BATCH_REPLIES, BLOCKING_MAX, DESCRIPTOR_COST, EXTENT_LEN_MIN, INPUT_CHUNK, LINGER,
-    PAYLOAD_CHUNK, REQUEST_COST, STALL_DEADLINE, STATUS_COST,
+    PAYLOAD_CHUNK, REQUEST_COST, STALL_BYTES, STALL_DEADLINE, STATUS_COST,
 };
 use super::outgoing::{Outgoing, Segment};
 use super::replies::{Answerer, Replies, Selected};
@@ -36,8 +36,8 @@ pub(super) enum SessionError {
     /// The client closed the connection in the middle of a request.
     #[error("the client left in the middle of a request")]
     CutShort,
-    /// The client takes no replies while others wait for the memory that they take.
-    #[error("the client took no replies for {STALL_DEADLINE:?}, and others need the memory")]
+    /// The client moves nothing while others wait for the memory that it takes.
+    #[error("the client took and sent next to nothing for {STALL_DEADLINE:?}, and others need the memory")]
     Stalled,
 }
 
@@ -97,6 +97,8 @@ struct Session {
     replies: Replies,
     outgoing: Outgoing,
     budget: Budget,
+    /// What the payload that is being received takes of the budget.
+    prepaid: Option<usize>,
     /// A request that the budget had no room for.
     waiting: Option<Incoming>,
     threads: Handle,
@@ -112,8 +114,10 @@ struct Session {
     fault: Option<SessionError>,
     /// The stream may keep bytes back that were given to it.
     unflushed: bool,
-    /// Bytes that were waiting to be sent when last looked at, and not one since then.
-    stuck_at: Option<u64>,
+    /// Bytes that were received since the connection began.
+    received: u64,
+    /// Bytes that had moved when last looked at, if the client held memory then.
+    moved_then: Option<u64>,
 }
 
 /// A reply from another thread.
@@ -151,6 +155,7 @@ impl Session {
             answerer: Arc::new(answerer),
             outgoing: Outgoing::default(),
             budget: Budget::of(&shared.budget),
+            prepaid: None,
             waiting: None,
             threads: shared.threads.clone(),
             blocking: 0,
@@ -160,7 +165,8 @@ impl Session {
             finished: false,
             fault: None,
             unflushed: false,
-            stuck_at: None,
+            received: 0,
+            moved_then: None,
         }
     }
 
@@ -178,7 +184,7 @@ impl Session {
             if self.is_over() {
                 return Poll::Ready(self.fault.take().map_or(Ok(()), Err));
             }
-            let read = !self.finished && self.waiting.is_none() && self.read(cx)?;
+            let read = !self.finished && self.waiting.is_none() && self.has_room(cx) && self.read(cx)?;
             if !(served || sent || read) {
                 return Poll::Pending;
             }
@@ -234,7 +240,8 @@ impl Session {
             // It counts too: a client could send such requests and never read the answers.
             Incoming::Refused { .. } | Incoming::Disconnect => REQUEST_COST,
         };
-        let Poll::Ready(cost) = self.budget.poll_take(needed, cx) else {
+        let paid = self.prepaid.take().map(Poll::Ready);
+        let Poll::Ready(cost) = paid.unwrap_or_else(|| self.budget.poll_take(needed, cx)) else {
             return Some(incoming);
         };
         match incoming {
@@ -326,6 +333,19 @@ impl Session {
         Ok(any)
     }
 
+    /// Whether there is memory for the payload that is awaited. It is taken before a byte of it is read, because a client may keep the
+    /// last one back for as long as it likes.
+    fn has_room(&mut self, cx: &mut Context<'_>) -> bool {
+        let payload = self.decoder.awaited_payload(&self.negotiated);
+        if payload > 0
+            && self.prepaid.is_none()
+            && let Poll::Ready(cost) = self.budget.poll_take(payload.saturating_add(REQUEST_COST), cx)
+        {
+            self.prepaid = Some(cost);
+        }
+        payload == 0 || self.prepaid.is_some()
+    }
+
     /// Reads what is there; whether there was something.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, SessionError> {
         let chunk = match self.decoder.is_between_requests() {
@@ -338,6 +358,7 @@ impl Session {
         let Poll::Ready(count) = received else {
             return Ok(false);
         };
+        self.received += count as u64;
         if count == 0 {
             self.finished = true;
             // Some clients close without DISC; between requests nothing is lost by it.
@@ -347,11 +368,18 @@ impl Session {
         Ok(true)
     }
 
-    /// Whether the client took nothing since this was last asked, while somebody else waits for memory.
+    /// Whether the client moved next to nothing since this was last asked, while somebody else waits for memory.
     fn is_stalled(&mut self) -> bool {
-        let sent = (!self.outgoing.is_empty()).then(|| self.outgoing.sent());
-        let stuck = sent.is_some() && sent == self.stuck_at;
-        self.stuck_at = sent;
+        // A payload that is whole waits for us.
+        let holds = !self.outgoing.is_empty() || self.prepaid.is_some() && self.waiting.is_none();
+        let moved = holds.then(|| self.outgoing.sent() + self.received);
+        let least = if self.budget.held() > STALL_BYTES {
+            STALL_BYTES as u64
+        } else {
+            1
+        };
+        let stuck = matches!((moved, self.moved_then), (Some(now), Some(then)) if now - then < least);
+        self.moved_then = moved;
         stuck && self.budget.is_wanted()
     }
 }

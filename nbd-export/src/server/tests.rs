@@ -233,7 +233,7 @@ impl Session {
                         client: ClientTransmission::new(*session),
                     });
                 }
-                ClientProgress::Done(_) => panic!("transmission was the goal"),
+                ClientProgress::Done(_) | ClientProgress::StartTls => panic!("transmission was the goal"),
             }
         }
     }
@@ -359,6 +359,19 @@ async fn a_gone_image_is_told_to_every_connection_for_good() {
             }
         }
     }
+}
+
+/// CVE-2019-14850: the store behind an export must not be touched for a client that may never enter it.
+#[tokio::test]
+async fn nothing_behind_an_export_is_asked_before_go() {
+    let image = Scripted::with_holes();
+    let export = Arc::new(FrozenExport::new(image.clone()));
+    let server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    let names = ["base:allocation", "x-volmap:generation"];
+    let mut session = server.session("e", HeaderStyle::Extended, &names).await;
+    assert_eq!(image.samples(), 0);
+    assert!(session.ask(&status(0, MIB)).await.is_ok());
+    assert_eq!(image.samples(), 1);
 }
 
 #[tokio::test]

@@ -74,7 +74,29 @@ pub enum TlsError {
     /// The name to look for in a server's certificate is none.
     #[error("{0} is no name that a certificate can have: give one with tls-hostname")]
     BadName(String),
+    /// No directory was named, and nobody is trusted without one.
+    #[error(
+        "nbds:// needs a TLS directory that says whom to trust: give --tls-dir DIR, or tls-certificates=DIR in the URI"
+    )]
+    NoDirectory,
     /// The two sides came to no session.
     #[error("TLS failed: {0}")]
     Handshake(#[source] io::Error),
+}
+
+impl TlsError {
+    /// Whether the connection broke, where another could do better.
+    pub fn is_connection_lost(&self) -> bool {
+        matches!(self, Self::Handshake(error) if !is_of_tls(error))
+    }
+
+    /// Whether one side did not believe the other, or speaks no TLS that the other speaks.
+    pub fn is_of_peer(&self) -> bool {
+        matches!(self, Self::Handshake(error) if is_of_tls(error))
+    }
+}
+
+/// Whether an error on a stream inside TLS is of TLS, and not of the stream below.
+pub fn is_of_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
 }

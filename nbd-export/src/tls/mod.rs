@@ -15,5 +15,5 @@ mod server;
 mod tests;
 
 pub use client::ClientTls;
-pub use error::TlsError;
+pub use error::{TlsError, is_of_tls};
 pub use server::ServerTls;

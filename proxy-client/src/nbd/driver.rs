@@ -108,6 +108,8 @@ impl Driver {
             // A caller that has given up wants no answer.
             let _ = waiting.result.send(Err(error.clone()));
         }
+        // Inside TLS this is what tells an end from a cut. A server that is gone does not hear it.
+        let _ = timeout(self.deadlines.goodbye, self.stream.shutdown()).await;
     }
 
     async fn drive(&mut self, submissions: &mut mpsc::Receiver<Submission>) -> Result<(), NbdError> {
@@ -282,8 +284,7 @@ impl Driver {
     async fn say_goodbye(&mut self) -> Result<(), NbdError> {
         self.transmission.disconnect(self.outbox.heads());
         let sent = timeout(self.deadlines.goodbye, async {
-            self.stream.write_all_buf(&mut self.outbox).await?;
-            self.stream.flush().await
+            self.stream.write_all_buf(&mut self.outbox).await
         });
         sent.await.unwrap_or(Ok(()))?;
         Ok(())

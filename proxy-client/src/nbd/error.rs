@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nbd_export::proto::constants::{OptionCode, OptionReplyCode};
 use nbd_export::proto::transmission::{RuleBroken, ServerError};
 use nbd_export::proto::{Errno, PeerIncompatible, ProtocolError};
+use nbd_export::tls::{TlsError, is_of_tls};
 
 use crate::error::{Error, ErrorKind};
 
@@ -21,6 +22,9 @@ pub enum NbdError {
     /// No answer within the deadline.
     #[error("the server did not answer in time")]
     Timeout,
+    /// There is no TLS with the server, and there shall be nothing else.
+    #[error(transparent)]
+    Tls(Arc<TlsError>),
     /// The server broke the protocol, cannot do what is needed, or refused an option.
     #[error(transparent)]
     Protocol(ProtocolError),
@@ -44,7 +48,11 @@ pub enum NbdError {
 impl NbdError {
     /// Whether another connection could do better.
     pub fn is_connection_lost(&self) -> bool {
-        matches!(self, Self::Io(_) | Self::Closed | Self::Timeout)
+        match self {
+            Self::Io(_) | Self::Closed | Self::Timeout => true,
+            Self::Tls(error) => error.is_connection_lost(),
+            _ => false,
+        }
     }
 
     /// Whether what was refused now may be granted later.
@@ -94,7 +102,17 @@ impl NbdError {
 
 impl From<io::Error> for NbdError {
     fn from(error: io::Error) -> Self {
+        // A server tells only after the handshake that it does not believe us.
+        if is_of_tls(&error) {
+            return TlsError::Handshake(error).into();
+        }
         Self::Io(Arc::new(error))
+    }
+}
+
+impl From<TlsError> for NbdError {
+    fn from(error: TlsError) -> Self {
+        Self::Tls(Arc::new(error))
     }
 }
 
@@ -127,6 +145,12 @@ impl From<NbdError> for Error {
                 ErrorKind::HostMisbehaved,
                 "the host does not keep the NBD protocol",
             ),
+            NbdError::Tls(why) if why.is_connection_lost() => (ErrorKind::HostLost, "the host is lost"),
+            NbdError::Tls(why) if why.is_of_peer() => (
+                ErrorKind::HostUntrusted,
+                "the host and this machine do not trust each other",
+            ),
+            NbdError::Tls(_) => (ErrorKind::Usage, "TLS cannot be used"),
             NbdError::Unfit(_) => (ErrorKind::HostRefused, "the export cannot do what is needed"),
         };
         Self::new(kind, message).caused_by(error)

@@ -285,3 +285,41 @@ fn a_frozen_image_that_ends_ends_the_copy_for_good() {
     image::assert_nothing_left(&target);
     host.terminate();
 }
+
+/// Law P5 for every connection of a copy: a host that was started again has another frozen image under the name.
+#[test]
+fn another_frozen_image_under_the_name_is_not_read_on() {
+    let site = dense();
+    let arguments: Vec<String> = [
+        &format!("vol={}", site.source()),
+        "--socket",
+        &site.text("socket"),
+        "--control",
+        &site.text("control"),
+    ]
+    .map(str::to_owned)
+    .into();
+    let serve = move || program::Host::serve(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let first = serve();
+    let (to_test, second) = std::sync::mpsc::channel();
+    let restart = move || {
+        first.kill();
+        to_test.send(serve()).unwrap();
+    };
+    let cut = Cut {
+        connection: 1,
+        after: 2 << 20,
+    };
+    let proxy = CuttingProxy::with_action(&site.path("socket"), cut, restart);
+    let target = site.path("target");
+    let arguments = [
+        "copy",
+        "--connections=1",
+        &proxy.uri("vol"),
+        target.to_str().unwrap(),
+    ];
+    let error = program::fails("proxy-client", 5, &arguments);
+    assert_eq!(error["kind"], "frozen-image-gone", "{error}");
+    image::assert_nothing_left(&target);
+    second.recv().unwrap().terminate();
+}

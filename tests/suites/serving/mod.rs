@@ -5,6 +5,7 @@ mod readiness;
 mod shutdown;
 mod single;
 mod units;
+mod writable;
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,10 @@
 //! TLS: foreign clients and servers, wrong certificates on both sides, and attackers in between.
 
+mod access;
+mod backup;
+mod downgrade;
 mod foreign_clients;
+mod foreign_servers;
 
 use std::process::{Command, Output};
 

@@ -54,6 +54,8 @@ pub enum Outcome {
 pub enum ClientProgress {
     /// Send what is in the output; more bytes are needed.
     NeedInput,
+    /// Shake hands for TLS, and go on inside with [`ClientHandshake::secured`].
+    StartTls,
     /// The goal is reached.
     Done(Outcome),
 }
@@ -67,6 +69,8 @@ pub struct ClientHandshake {
     /// The option whose reply is awaited; `None` before the greeting.
     open: Option<OptionCode>,
     no_zeroes: bool,
+    /// TLS is wanted, and not there yet: nothing else may be asked.
+    tls_awaited: bool,
     selected: Vec<SelectedContext>,
     collected: Collected,
 }
@@ -80,9 +84,26 @@ impl ClientHandshake {
             style: HeaderStyle::Simple,
             open: None,
             no_zeroes: false,
+            tls_awaited: false,
             selected: Vec::new(),
             collected: Collected::default(),
         }
+    }
+
+    /// Asks for nothing outside TLS: a server that has none gets nothing but a goodbye (CVE-2019-14842).
+    #[must_use]
+    pub fn requiring_tls(mut self) -> Self {
+        self.tls_awaited = true;
+        self
+    }
+
+    /// Goes on inside TLS, after [`ClientProgress::StartTls`]. Nothing was asked or told before.
+    ///
+    /// # Errors
+    /// As [`ClientHandshake::advance`].
+    pub fn secured(&mut self, output: &mut BytesMut) -> Result<(), ProtocolError> {
+        self.tls_awaited = false;
+        self.send_first(output)
     }
 
     /// The option whose answer is awaited. A server that closes now says no to it in the only way it knows.
@@ -112,6 +133,13 @@ impl ClientHandshake {
                     None => return Ok(ClientProgress::NeedInput),
                     outcome => outcome,
                 },
+                Some(OptionCode::STARTTLS) => {
+                    let Some((reply, data)) = take_reply(OptionCode::STARTTLS, input)? else {
+                        return Ok(ClientProgress::NeedInput);
+                    };
+                    take_tls_answer(reply, &data, input, output)?;
+                    return Ok(ClientProgress::StartTls);
+                }
                 Some(option) => {
                     let Some((reply, data)) = take_reply(option, input)? else {
                         return Ok(ClientProgress::NeedInput);
@@ -153,12 +181,24 @@ impl ClientHandshake {
         if self.no_zeroes {
             flags |= ClientFlags::NO_ZEROES;
         }
-        if !fixed && !matches!(self.goal, Goal::Transmission { .. }) {
+        if !fixed && !self.tls_awaited && !matches!(self.goal, Goal::Transmission { .. }) {
             return Err(PeerIncompatible::NotFixedNewstyle.into());
         }
+        if !fixed && self.tls_awaited {
+            return Err(PeerIncompatible::NoTls.into());
+        }
         output.put_u32(flags.to_wire());
+        match self.tls_awaited {
+            true => self.send(OptionCode::STARTTLS, output),
+            false if !fixed => self.send(OptionCode::EXPORT_NAME, output),
+            false => self.send_first(output)?,
+        }
+        Ok(true)
+    }
+
+    /// Sends the first option that is about the goal.
+    fn send_first(&mut self, output: &mut BytesMut) -> Result<(), ProtocolError> {
         match self.goal {
-            _ if !fixed => self.send(OptionCode::EXPORT_NAME, output),
             Goal::ListExports => self.send(OptionCode::LIST, output),
             _ => match self.highest {
                 HeaderStyle::Extended => self.send(OptionCode::EXTENDED_HEADERS, output),
@@ -166,7 +206,7 @@ impl ClientHandshake {
                 HeaderStyle::Simple => self.send_towards_goal(output)?,
             },
         }
-        Ok(true)
+        Ok(())
     }
 
     fn send(&mut self, option: OptionCode, output: &mut BytesMut) {
@@ -357,6 +397,32 @@ impl ClientHandshake {
             Goal::ListExports | Goal::ListContexts { .. } => &[],
         }
     }
+}
+
+/// Takes the answer to STARTTLS. Anything but a bare ACK is the end: there is no way around TLS.
+fn take_tls_answer(
+    reply: OptionReplyCode,
+    data: &[u8],
+    behind: &[u8],
+    output: &mut BytesMut,
+) -> Result<(), ProtocolError> {
+    let option = OptionCode::STARTTLS;
+    if reply.is_error() {
+        leave(output);
+        let text = ErrorText::from_wire(data);
+        return Err(OptionRefused { option, reply, text }.into());
+    }
+    if reply != OptionReplyCode::ACK {
+        return Err(PeerMisbehaved::UnexpectedOptionReply { option, reply }.into());
+    }
+    if !data.is_empty() {
+        return Err(PeerMisbehaved::AckWithData(option).into());
+    }
+    // In TLS the client speaks first. Whoever sent this sent it in the clear.
+    if !behind.is_empty() {
+        return Err(PeerMisbehaved::BytesBeforeTls.into());
+    }
+    Ok(())
 }
 
 /// Ends the session politely. The answer need not be awaited.

@@ -130,6 +130,16 @@ impl RequestDecoder {
         }
     }
 
+    /// Bytes of the payload that is awaited; 0 if none is. All of it will be in memory before it is given out.
+    pub fn awaited_payload(&self, session: &Negotiated) -> usize {
+        match &self.state {
+            State::Payload(header) => {
+                usize::try_from(header.payload_len(session.style)).unwrap_or(usize::MAX)
+            }
+            State::Header | State::Drain { .. } | State::Doomed(_) => 0,
+        }
+    }
+
     /// Whether the session may end here without cutting a request in two.
     pub fn is_between_requests(&self) -> bool {
         matches!(self.state, State::Header)

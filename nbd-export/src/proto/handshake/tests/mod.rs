@@ -80,13 +80,24 @@ fn enter(export: &str, contexts: &[&str]) -> Goal {
 
 /// Runs both machines until the client is done; what each says at its end.
 fn run_pair(goal: Goal, highest: HeaderStyle) -> (Result<Outcome, ProtocolError>, Option<Negotiated>) {
-    let (mut to_client, mut to_server) = (BytesMut::new(), BytesMut::new());
-    let mut server = ServerHandshake::start(&mut to_client);
-    let mut client = ClientHandshake::new(goal, highest);
+    let mut to_client = BytesMut::new();
+    let server = ServerHandshake::start(&mut to_client);
+    run_machines(ClientHandshake::new(goal, highest), server, to_client)
+}
+
+/// The same with two machines that were told more.
+fn run_machines(
+    mut client: ClientHandshake,
+    mut server: ServerHandshake,
+    mut to_client: BytesMut,
+) -> (Result<Outcome, ProtocolError>, Option<Negotiated>) {
+    let mut to_server = BytesMut::new();
     let mut entered = None;
     for _ in 0..100 {
         let outcome = match client.advance(&mut to_client, &mut to_server) {
             Ok(ClientProgress::NeedInput) => None,
+            // What follows is taken to be inside.
+            Ok(ClientProgress::StartTls) => client.secured(&mut to_server).err().map(Err),
             Ok(ClientProgress::Done(outcome)) => Some(Ok(outcome)),
             Err(error) => Some(Err(error)),
         };
@@ -97,7 +108,7 @@ fn run_pair(goal: Goal, highest: HeaderStyle) -> (Result<Outcome, ProtocolError>
             match server.advance(&mut to_server, &mut to_client, &Shelf).unwrap() {
                 Progress::Continue => {}
                 Progress::NeedInput | Progress::Closed => break,
-                Progress::StartTls => panic!("nobody asked for TLS"),
+                Progress::StartTls => server.secured(),
                 Progress::Transmission(session) => {
                     entered = Some(*session);
                     break;

@@ -1,8 +1,8 @@
 //! STARTTLS.
 
 use super::*;
-use crate::proto::error::PeerMisbehaved;
-use crate::proto::option::{ContextRequest, InfoRequest};
+use crate::proto::error::{PeerIncompatible, PeerMisbehaved};
+use crate::proto::option::{ContextRequest, InfoRequest, encode_option_reply};
 
 const ACK: OptionReplyCode = OptionReplyCode::ACK;
 const INVALID: OptionReplyCode = OptionReplyCode::ERR_INVALID;
@@ -117,5 +117,115 @@ fn what_was_negotiated_before_tls_is_forgotten() {
             panic!("{:?}", answers.end);
         };
         assert_eq!((session.style, session.contexts), (HeaderStyle::Simple, vec![]));
+    }
+}
+
+fn both(client_wants: bool, server_wants: bool) -> (Result<Outcome, ProtocolError>, Option<Negotiated>) {
+    let mut to_client = BytesMut::new();
+    let mut server = ServerHandshake::start(&mut to_client);
+    let mut client = ClientHandshake::new(enter("disk", &["base:allocation"]), HeaderStyle::Extended);
+    if server_wants {
+        server = server.requiring_tls();
+    }
+    if client_wants {
+        client = client.requiring_tls();
+    }
+    run_machines(client, server, to_client)
+}
+
+#[test]
+fn both_sides_agree_inside_tls() {
+    let (outcome, server) = both(true, true);
+    let Ok(Outcome::Transmission(client)) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(client.style, HeaderStyle::Extended);
+    assert_eq!(client.contexts.len(), 1);
+    assert_eq!(Some(*client), server);
+}
+
+#[test]
+fn one_side_alone_has_no_session() {
+    let (outcome, server) = both(false, true);
+    assert_eq!(outcome, Err(PeerIncompatible::TlsRequired.into()));
+    assert_eq!(server, None);
+    let (outcome, server) = both(true, false);
+    let Err(ProtocolError::Refused(refused)) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(
+        (refused.option, refused.reply),
+        (OptionCode::STARTTLS, OptionReplyCode::ERR_POLICY)
+    );
+    assert_eq!(server, None);
+}
+
+/// What a client that wants TLS does with a server that says this, and what it sends.
+fn dial(greeting: &[u8], answer: &[u8], goal: Goal) -> (Result<ClientProgress, ProtocolError>, BytesMut) {
+    let mut client = ClientHandshake::new(goal, HeaderStyle::Extended).requiring_tls();
+    let (mut input, mut output) = (BytesMut::from(greeting), BytesMut::new());
+    let begun = client.advance(&mut input, &mut output);
+    if begun != Ok(ClientProgress::NeedInput) {
+        return (begun, output);
+    }
+    output.clear();
+    input.extend_from_slice(answer);
+    (client.advance(&mut input, &mut output), output)
+}
+
+const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\0\x03";
+
+fn reply(option: OptionCode, reply: OptionReplyCode, data: &[u8]) -> BytesMut {
+    let mut out = BytesMut::new();
+    encode_option_reply(option, reply, data, &mut out);
+    out
+}
+
+/// CVE-2019-14842: a client that wants TLS goes without it in no case, and asks for nothing before it.
+#[test]
+fn nothing_leads_around_tls() {
+    let goals = || [enter("disk", &[]), Goal::ListExports];
+    for goal in goals() {
+        for code in (1..=10).map(|n| 1 << 31 | n) {
+            let refusal = reply(OptionCode::STARTTLS, OptionReplyCode(code), b"no");
+            let (end, sent) = dial(GREETING, &refusal, goal.clone());
+            let Err(ProtocolError::Refused(refused)) = end else {
+                panic!("{end:?}");
+            };
+            assert_eq!(refused.option, OptionCode::STARTTLS);
+            let mut goodbye = BytesMut::new();
+            encode_option(OptionCode::ABORT, b"", &mut goodbye);
+            assert_eq!(sent, goodbye);
+        }
+        for flags in [0, 2] {
+            let old = [&GREETING[..17], &[flags]].concat();
+            let (end, sent) = dial(&old, b"", goal.clone());
+            assert_eq!(end, Err(PeerIncompatible::NoTls.into()));
+            assert!(sent.is_empty());
+        }
+        let (end, _) = dial(b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53", b"", goal.clone());
+        assert_eq!(end, Err(PeerIncompatible::Oldstyle.into()));
+        for wrong in [
+            reply(OptionCode::STARTTLS, OptionReplyCode::INFO, b""),
+            reply(OptionCode::STARTTLS, OptionReplyCode::SERVER, b"\0\0\0\0"),
+            reply(OptionCode::STARTTLS, ACK, b"x"),
+            reply(OptionCode::LIST, ACK, b""),
+        ] {
+            let (end, _) = dial(GREETING, &wrong, goal.clone());
+            assert!(matches!(end, Err(ProtocolError::Misbehaved(_))), "{end:?}");
+        }
+    }
+}
+
+#[test]
+fn bytes_behind_the_ack_end_the_session() {
+    let mut answer = reply(OptionCode::STARTTLS, ACK, b"");
+    let (end, sent) = dial(GREETING, &answer, enter("disk", &[]));
+    assert_eq!(end, Ok(ClientProgress::StartTls));
+    assert!(sent.is_empty(), "nothing is sent in the clear any more");
+    answer.extend_from_slice(&reply(OptionCode::EXTENDED_HEADERS, ACK, b""));
+    for length in [21, answer.len()] {
+        let (end, _) = dial(GREETING, &answer[..length], enter("disk", &[]));
+        assert_eq!(end, Err(PeerMisbehaved::BytesBeforeTls.into()));
     }
 }

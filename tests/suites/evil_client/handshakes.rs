@@ -1,0 +1,153 @@
+//! Harm before the session: slow, huge, cut short, without end, and very many.
+
+use std::io::{Read, Write};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
+use tests::needs;
+
+use super::{Victim, Wire, enter, entered, option, request};
+
+/// Half-open handshakes that are tried.
+const CROWD: usize = 10_000;
+
+/// What one of a crowd sends before it falls silent.
+fn beginning(n: usize) -> Vec<u8> {
+    let flags = 3_u32.to_be_bytes().to_vec();
+    let with = |more: Vec<u8>| [flags.clone(), more].concat();
+    match n % 6 {
+        0 => Vec::new(),
+        1 => flags[..2].to_vec(),
+        2 => flags.clone(),
+        3 => with(b"IHAVE".to_vec()),
+        // Nearly the longest option there may be, and its last byte never comes.
+        4 => with(option(6, 64 << 10, &[0; 60_000])),
+        // A LIST that is answered, and then nothing.
+        _ => with(option(3, 0, &[])),
+    }
+}
+
+/// From one process, that is from one address: the good client is its neighbour.
+#[test]
+fn ten_thousand_half_open_handshakes_lock_nobody_out() {
+    needs!("nbdcopy");
+    let victim = Victim::new(&[]);
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let room = usize::try_from(limit).unwrap().saturating_sub(200);
+    let (crowd_len, tcp) = (CROWD.min(room), victim.tcp_address());
+    let tcp_uri = format!("nbd://{tcp}/v");
+    let mut crowd: Vec<Box<dyn Wire>> = Vec::with_capacity(crowd_len);
+    let begun = Instant::now();
+    for n in 0..crowd_len {
+        let mut wire: Box<dyn Wire> = match n % 2 {
+            0 => Box::new(victim.unix()),
+            _ => Box::new(victim.tcp(&tcp)),
+        };
+        // It may have had to make room already.
+        wire.write_all(&beginning(n)).ok();
+        crowd.push(wire);
+        if n % 2000 == 1999 {
+            victim.serves_good_clients(victim.unix_uri());
+            victim.serves_good_clients(&tcp_uri);
+        }
+    }
+    let peak = victim.peak_mib();
+    eprintln!(
+        "{crowd_len} half-open handshakes in {:?}, of which the server keeps 512; its memory: {peak} MiB at most",
+        begun.elapsed()
+    );
+    assert!(peak < 256, "{peak} MiB");
+    drop(crowd);
+    victim.serves_good_clients(victim.unix_uri());
+    victim.ends_well();
+}
+
+#[test]
+fn a_slow_handshake_is_served_and_an_endless_one_is_ended() {
+    let victim = Victim::new(&["--handshake-timeout", "3"]);
+    let slow = |pause: Duration| {
+        let mut wire = victim.unix();
+        for byte in enter("v") {
+            if wire.write_all(&[byte]).is_err() {
+                return false;
+            }
+            thread::sleep(pause);
+        }
+        let mut answer = [0; 28];
+        wire.read_exact(&mut answer).is_ok()
+    };
+    assert!(slow(Duration::from_millis(20)), "byte by byte, but in time");
+    let begun = Instant::now();
+    assert!(!slow(Duration::from_millis(400)), "byte by byte, for ever");
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    victim.ends_well();
+}
+
+/// CVE-2017-15119, CVE-2022-26495: lengths that nobody could mean.
+#[test]
+fn a_giant_option_takes_neither_memory_nor_time() {
+    let victim = Victim::new(&[]);
+    let before = victim.peak_mib();
+    for code in (0..=11).chain([0xffff_ffff]) {
+        for length in [u32::MAX, u32::MAX - 1, 1 << 31, (64 << 10) + 1] {
+            let begun = Instant::now();
+            let mut wire = victim.unix();
+            wire.write_all(&3_u32.to_be_bytes()).unwrap();
+            wire.write_all(&option(code, length, &[0; 1000])).ok();
+            let mut answer = Vec::new();
+            // Closed by the server, politely or not.
+            wire.read_to_end(&mut answer).ok();
+            assert!(
+                begun.elapsed() < Duration::from_secs(5),
+                "option {code} of {length} bytes: {:?}",
+                begun.elapsed()
+            );
+        }
+    }
+    let grown = victim.peak_mib() - before;
+    assert!(grown < 32, "{grown} MiB");
+    victim.ends_well();
+}
+
+/// CVE-2013-7441, CVE-2017-9524, CVE-2017-7539: a client that leaves at any moment, or asks for what there is not.
+#[test]
+fn an_early_close_at_any_byte_costs_nobody_else_anything() {
+    needs!("nbdcopy");
+    let victim = Victim::new(&[]);
+    let tcp = victim.tcp_address();
+    let mut talk = 3_u32.to_be_bytes().to_vec();
+    talk.extend(option(8, 0, &[]));
+    talk.extend(option(3, 0, &[]));
+    // GO w, no information requests.
+    talk.extend(option(7, 7, &[0, 0, 0, 1, b'w', 0, 0]));
+    talk.extend(request(0, 1, 0, 65_536));
+    talk.extend(request(1, 2, 0, 512));
+    talk.extend([1; 512]);
+    talk.extend(request(3, 3, 0, 0));
+    for cut in 0..=talk.len().min(400) {
+        let mut unix = victim.unix();
+        unix.write_all(&talk[..cut]).unwrap();
+        drop(unix);
+        let mut reset = victim.tcp(&tcp);
+        reset.write_all(&talk[..cut]).ok();
+        // Closed by a reset, replies unread.
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&reset, sockopt::Linger, &linger).unwrap();
+    }
+    for name in ["", "missing", "V", "v ", "../frozen", "v\u{0}"] {
+        let mut wire = victim.unix();
+        wire.write_all(&enter(name)).unwrap();
+        let mut answer = Vec::new();
+        wire.read_to_end(&mut answer).ok();
+        assert_eq!(answer.len(), 18, "{name}: nothing behind the greeting");
+    }
+    let mut wire = victim.unix();
+    entered(&mut wire, "v");
+    victim.serves_good_clients(victim.unix_uri());
+    victim.ends_well();
+}
