@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use bytes::BytesMut;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::budget::{Budget, ServerBudget};
 use super::handshake::Accepted;
@@ -81,9 +81,9 @@ pub(super) async fn transmit(
         }
     };
     // Says goodbye, where the stream has a way to.
-    std::future::poll_fn(|cx| session.wire.poll_shutdown(cx))
-        .await
-        .ok();
+    // Not for ever: inside TLS it is a word that a client may leave unread.
+    let goodbye = std::future::poll_fn(|cx| session.wire.poll_shutdown(cx));
+    timeout(LINGER, goodbye).await.ok();
     ended
 }
 

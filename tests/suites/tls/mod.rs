@@ -2,9 +2,11 @@
 
 mod access;
 mod backup;
+mod document;
 mod downgrade;
 mod foreign_clients;
 mod foreign_servers;
+mod goodbye;
 
 use std::process::{Command, Output};
 
