@@ -122,6 +122,10 @@ impl FrozenImage for Scripted {
         Ok(())
     }
 
+    fn answers_at_once(&self) -> bool {
+        true
+    }
+
     fn stands(&self) -> Result<(), FrozenError> {
         match self.gone.load(Ordering::SeqCst) {
             true => Err(FrozenError::Gone("thawed".into())),

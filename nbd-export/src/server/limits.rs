@@ -105,6 +105,10 @@ pub const INPUT_CHUNK: usize = 4 << 10;
 /// Bytes that are received at a time of a payload.
 pub const PAYLOAD_CHUNK: usize = 256 << 10;
 
+/// Rounds of receiving, serving and sending after which a busy connection looks at what else there is: a shutdown, the end of the
+/// process. With [`PATIENCE`] in each of them, that is every second and a half at the latest.
+pub const ROUNDS: usize = 32;
+
 /// Time that the thread of a busy connection waits in the system call for the next request. Until it is over, it takes no notice of a
 /// shutdown.
 pub const PATIENCE: Duration = Duration::from_millis(50);

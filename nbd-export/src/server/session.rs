@@ -15,7 +15,7 @@ use super::budget::{Budget, ServerBudget};
 use super::handshake::Accepted;
 use super::limits::{
     BATCH_BYTES, BATCH_REPLIES, BLOCKING_MAX, DESCRIPTOR_COST, EXTENT_LEN_MIN, INPUT_CHUNK, LINGER,
-    PAYLOAD_CHUNK, REQUEST_COST, STALL_BYTES, STALL_DEADLINE, STATUS_COST,
+    PAYLOAD_CHUNK, REQUEST_COST, ROUNDS, STALL_BYTES, STALL_DEADLINE, STATUS_COST,
 };
 use super::outgoing::{Outgoing, Segment};
 use super::replies::{Answerer, Replies, Selected};
@@ -172,7 +172,7 @@ impl Session {
 
     /// Does all that can be done without waiting; ready when the session is over.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SessionError>> {
-        loop {
+        for _ in 0..ROUNDS {
             while self.blocking > 0
                 && let Poll::Ready(Some(Answered { segments, cost })) = self.answered.poll_recv(cx)
             {
@@ -189,6 +189,9 @@ impl Session {
                 return Poll::Pending;
             }
         }
+        // A client that always has one more request must not keep the rest from being looked at: shutdown, stall, the end.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Whether nothing more is to come from either side.
@@ -353,7 +356,11 @@ impl Session {
             false => PAYLOAD_CHUNK,
         };
         // Nothing of this session is under way, so only the client can be waited for; a closing server lets no requests come.
-        let alone = self.blocking == 0 && self.outgoing.is_empty() && !self.unflushed && !self.closing;
+        let alone = self.blocking == 0
+            && self.outgoing.is_empty()
+            && !self.unflushed
+            && self.prepaid.is_none()
+            && !self.closing;
         let received = self.wire.poll_receive(cx, &mut self.input, chunk, alone)?;
         let Poll::Ready(count) = received else {
             return Ok(false);

@@ -594,6 +594,28 @@ async fn a_flood_of_half_open_handshakes_locks_nobody_out() {
 }
 
 #[tokio::test]
+async fn a_client_that_never_pauses_does_not_put_off_a_shutdown() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let mut server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    let mut session = server
+        .session("e", HeaderStyle::Structured, &["base:allocation"])
+        .await;
+    let busy = tokio::spawn(async move {
+        loop {
+            // Ends in a panic when the server has gone.
+            let _ = session.ask(&status(0, MIB)).await;
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!busy.is_finished());
+    server.stop();
+    tokio::time::timeout(Duration::from_secs(5), &mut server.done)
+        .await
+        .expect("the server ends")
+        .unwrap();
+}
+
+#[tokio::test]
 async fn handshakes_end_at_their_deadline() {
     let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
     let limits = Limits {
