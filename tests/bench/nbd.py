@@ -148,7 +148,7 @@ def random_reads(depth):
         run("nbdcopy", server.uri(), "null:")
         before = server.cpu()
         job = ["--name=x", "--ioengine=nbd", f"--uri={server.uri()}", "--rw=randread", "--bs=4k", f"--iodepth={depth}"]
-        out = run("fio", *job, "--runtime=2", "--time_based", "--randrepeat=0", "--output-format=json")
+        out = run("fio", *job, "--runtime=1", "--time_based", "--randrepeat=0", "--output-format=json")
         cpu = server.cpu() - before
         server.stop()
         read = json.loads(out[out.index("{") :])["jobs"][0]["read"]
@@ -319,7 +319,7 @@ def bench_tls(bench, data, scratch):
 
 
 def bench_client(bench, data):
-    copy = {"ours": client(BIN / "proxy-client", "copy", "--no-progress", "URI", "null:"), "nbdcopy": client("nbdcopy", "URI", "null:")}
+    copy = {"ours": client(BIN / "proxy-client", "copy", "URI", "null:"), "nbdcopy": client("nbdcopy", "URI", "null:")}
     for kind in ["ours", "nbdkit", "qemu-nbd"]:
         cases = {name: (kind, case) for name, case in copy.items()}
         title = f"our client against nbdcopy, from {'our server' if kind == 'ours' else kind}, unix, to null"

@@ -10,11 +10,11 @@ use bytes::BytesMut;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::sendfile::sendfile;
-use nix::sys::socket::{MsgFlags, recv, sendmsg};
+use nix::sys::socket::{MsgFlags, getsockopt, recv, sendmsg, setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
 use tokio::net::UnixStream;
 
-use super::limits::PATIENCE;
+use super::limits::{FILE_QUEUE, PATIENCE};
 use super::stream::Stream;
 
 /// Receives and sends for one session.
@@ -104,6 +104,8 @@ pub(super) struct Socket {
     waits: bool,
     /// Receives since the last one that took too long, or the last file.
     lively: u32,
+    /// Whether its buffer is as wide as files want it.
+    wide: bool,
 }
 
 /// Receives in a row after which the next request is waited for in `recv`.
@@ -121,6 +123,7 @@ impl Socket {
             socket: UnixStream::from_std(socket)?,
             waits: false,
             lively: 0,
+            wide: false,
         })
     }
 
@@ -134,6 +137,19 @@ impl Socket {
             };
             fcntl(&self.socket, FcntlArg::F_SETFL(flags))?;
             self.waits = waits;
+        }
+        Ok(())
+    }
+
+    /// Lets more pages of files queue up than copies may: they take none of our memory, and each time that the queue is full costs a
+    /// turn of the reactor. TCP does this by itself.
+    fn widen(&mut self) -> io::Result<()> {
+        if !self.wide {
+            self.wide = true;
+            let is_unix = getsockopt(&self.socket, sockopt::TcpNoDelay).is_err();
+            if is_unix {
+                setsockopt(&self.socket, sockopt::SndBuf, &FILE_QUEUE)?;
+            }
         }
         Ok(())
     }
@@ -225,6 +241,7 @@ impl Wire for Socket {
     ) -> Poll<io::Result<usize>> {
         self.set_waits(false)?;
         self.lively = 0;
+        self.widen()?;
         let offset = i64::try_from(offset).map_err(io::Error::other)?;
         self.poll_sending(cx, || {
             sendfile(&self.socket, file, Some(&mut offset.clone()), len)
