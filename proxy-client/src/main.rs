@@ -165,14 +165,7 @@ fn run_copy(args: &CopyArgs) -> Result<()> {
     let progress = Progress::on_terminal();
     let mut tell = |done, size: Option<u64>| progress.update_bytes(done, size.unwrap_or(done));
     let job = within(args.server.timeout, copy(&options, &mut tell));
-    // A reply that another thread handles costs a wake-up, which is more than the rest of its handling; only TLS has so much to do
-    // for each byte that several threads pay.
-    let inside_tls = |place: &Place| matches!(place, Place::Nbd(uri) if uri.tls.is_some());
-    let report = if inside_tls(&options.source) || inside_tls(&options.target) {
-        in_runtime(job)
-    } else {
-        run_in(one_thread()?, job)
-    };
+    let report = in_runtime(job);
     progress.end();
     let report = report?;
     if !args.json {
@@ -258,16 +251,7 @@ fn run_in<T>(runtime: Runtime, job: impl Future<Output = Result<T>>) -> Result<T
 }
 
 fn runtime() -> Result<Runtime> {
-    built(&mut Builder::new_multi_thread())
-}
-
-/// Files are read and written by threads of their own all the same.
-fn one_thread() -> Result<Runtime> {
-    built(&mut Builder::new_current_thread())
-}
-
-fn built(builder: &mut Builder) -> Result<Runtime> {
-    builder
+    Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::new(ErrorKind::Io, "the runtime cannot start").caused_by(error))
