@@ -67,7 +67,8 @@ pub struct ServeArgs {
     /// Serve a file or block device read-write under NAME, as it is; nobody else may use it meanwhile.
     #[arg(long, value_name = "NAME=PATH")]
     pub writable: Vec<String>,
-    /// Listen on a Unix socket (all exports). With tls=off it goes without TLS where --tls-dir is given: only this user gets in.
+    /// Listen on a Unix socket (all exports). With tls=off it goes without TLS where --tls-dir is given: only this user
+    /// and root get in.
     #[arg(long, value_name = "PATH[,tls=off]")]
     pub socket: Vec<PathBuf>,
     /// Listen on TCP (read-only exports).
@@ -85,6 +86,7 @@ pub struct ServeArgs {
     pub tls_dir: Option<PathBuf>,
     /// Let only these clients have a volume, with its frozen images and its tag: a common name or DNS name of their certificate, an
     /// address, a network as ADDRESS/BITS, or unix for the clients of Unix sockets. To others the volume is unknown.
+    /// A name with a comma cannot be listed.
     #[arg(long, value_name = "EXPORT=NAME,...")]
     pub allow: Vec<String>,
     /// Whether every listener demands TLS; require if --tls-dir is given.

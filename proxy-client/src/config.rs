@@ -1,5 +1,6 @@
 //! From raw arguments to what a job takes: parse, don't validate later.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -55,13 +56,27 @@ impl LunArgument {
 /// [`ErrorKind::Usage`]: no such URI, or a TLS directory for one that encrypts nothing.
 pub fn nbd_uri(text: &str, tls_directory: Option<&Path>) -> Result<NbdUri> {
     let usage = |message: String| Error::new(ErrorKind::Usage, message);
-    let uri: NbdUri = text.parse().map_err(|error| usage(format!("{text}: {error}")))?;
+    let uri: NbdUri = text
+        .parse()
+        .map_err(|error| usage(format!("{}: {error}", shown(text))))?;
     if uri.tls.is_none() && tls_directory.is_some() {
         return Err(usage(format!(
             "{text}: nothing is encrypted with this scheme, so there is no use for --tls-dir: write nbds"
         )));
     }
     Ok(uri.or_tls_directory(tls_directory))
+}
+
+/// A URI as a message shows it: without a user name, which may have a password behind it.
+fn shown(uri: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = uri.split_once("://") else {
+        return uri.into();
+    };
+    let (authority, _) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    match authority.rfind('@') {
+        Some(at) => format!("{scheme}://USER{}", &rest[at..]).into(),
+        None => uri.into(),
+    }
 }
 
 /// Where an image goes or comes from.
@@ -109,7 +124,7 @@ impl Place {
             Some(uri) if uri.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) => uri
                 .parse()
                 .map(Self::Nbd)
-                .map_err(|error| Error::new(ErrorKind::Usage, format!("{uri}: {error}"))),
+                .map_err(|error| Error::new(ErrorKind::Usage, format!("{}: {error}", shown(uri)))),
             _ => Ok(Self::Path(text.into())),
         }
     }
@@ -227,6 +242,24 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn passwords_are_not_told() {
+        for uri in [
+            "nbd://u:secret@h/vm",
+            "nbds+unix://u:secr@et@/vm?socket=/s",
+            "ssh+nbd://secret@h",
+        ] {
+            for error in [
+                nbd_uri(uri, None).unwrap_err(),
+                Place::parse(uri.as_ref()).unwrap_err(),
+            ] {
+                let told = error.to_string();
+                assert!(told.contains("://USER@") && !told.contains("secr"), "{told}");
+            }
+        }
+        assert_eq!(shown("nbd://h/vm@1?x"), "nbd://h/vm@1?x");
     }
 
     #[test]

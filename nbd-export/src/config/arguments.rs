@@ -120,12 +120,20 @@ pub(super) fn named(option: &str, argument: &str) -> Result<(VolumeName, PathBuf
 }
 
 /// `PATH[,tls=off]`: the path, and whether it goes without TLS.
-pub(super) fn socket(argument: &Path) -> (PathBuf, bool) {
+pub(super) fn socket(argument: &Path) -> Result<(PathBuf, bool), Error> {
     let bytes = argument.as_os_str().as_bytes();
-    match bytes.strip_suffix(b",tls=off") {
-        Some(path) => (OsStr::from_bytes(path).into(), true),
-        None => (argument.to_owned(), false),
+    let (path, plaintext) = match bytes.strip_suffix(b",tls=off") {
+        Some(path) => (path, true),
+        None => (bytes, false),
+    };
+    if path.is_empty() {
+        return Err(usage(
+            &argument.to_string_lossy(),
+            "--socket",
+            "the path is empty",
+        ));
     }
+    Ok((OsStr::from_bytes(path).into(), plaintext))
 }
 
 /// `PATH[,size=SIZE]`: only a trailing `,size=` is split off.
@@ -204,6 +212,17 @@ mod tests {
         );
         assert_eq!(copy_area("/a,size=x").unwrap_err().kind(), ErrorKind::Usage);
         assert_eq!(copy_area(",size=1").unwrap_err().kind(), ErrorKind::Usage);
+    }
+
+    #[test]
+    fn only_a_trailing_word_on_tls_is_split_off_a_socket() {
+        let parsed = |argument: &str| socket(argument.as_ref()).unwrap();
+        assert_eq!(parsed("/s"), ("/s".into(), false));
+        assert_eq!(parsed("/s,tls=off"), ("/s".into(), true));
+        assert_eq!(parsed("/s,tls=off/s"), ("/s,tls=off/s".into(), false));
+        for bad in [",tls=off", ""] {
+            assert_eq!(socket(bad.as_ref()).unwrap_err().kind(), ErrorKind::Usage);
+        }
     }
 
     #[test]

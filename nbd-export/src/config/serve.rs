@@ -282,6 +282,13 @@ fn allow_lists(args: &ServeArgs) -> Result<AllowLists, Error> {
             return Err(malformed());
         }
         for entry in entries.split(',') {
+            // Most likely a part of a name with a comma, which would let another client in.
+            if entry.trim() != entry {
+                return Err(usage(format!(
+                    "--allow {argument}: the entry {entry:?} begins or ends with a space; a name that has a comma cannot \
+                     be listed, give a DNS name of the certificate"
+                )));
+            }
             let Ok(allowed) = entry.parse::<Allowed>();
             let shown = matches!(&allowed, Allowed::Name(name) if name.contains('/'));
             if shown {
@@ -341,10 +348,10 @@ fn listeners(
         .socket
         .iter()
         .map(|argument| {
-            let (path, plaintext) = socket(argument);
-            Listener::Unix { path, plaintext }
+            let (path, plaintext) = socket(argument)?;
+            Ok(Listener::Unix { path, plaintext })
         })
-        .collect();
+        .collect::<Result<_, Error>>()?;
     for (option, arguments, writable) in [
         ("--listen", &args.listen, false),
         ("--origin-listen", &args.origin_listen, true),
@@ -484,6 +491,7 @@ mod tests {
         let with = |more: &[&'static str]| config(&[&["vm=/v", "--tls-dir", "/pki"], more].concat());
         let several = ["--allow", "vm=proxy,10.0.0.0/8", "--allow", "vm=unix"];
         assert!(with(&several).unwrap().access.have_names());
+        assert!(with(&["--allow", "vm=Backup Proxy"]).is_ok());
         for bad in [
             "vm",
             "vm=",
@@ -493,6 +501,9 @@ mod tests {
             "vm@1=proxy",
             "vm.tag=proxy",
             "vm=10.0.0.0/33",
+            "vm=Backup, Inc",
+            "vm=proxy ",
+            "vm= ",
         ] {
             assert!(with(&["--allow", bad]).is_err(), "{bad}");
         }

@@ -28,9 +28,9 @@ impl ClientTls {
     pub fn load(directory: &Path) -> Result<Self, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let files = Directory(directory);
-        let mut verifier =
-            WebPkiServerVerifier::builder_with_provider(files.authorities()?, Arc::clone(&provider));
-        let lists = files.revocation_lists()?;
+        let authorities = files.authorities()?;
+        let lists = files.revocation_lists(&authorities)?;
+        let mut verifier = WebPkiServerVerifier::builder_with_provider(authorities, Arc::clone(&provider));
         if !lists.is_empty() {
             // As the server's.
             verifier = verifier

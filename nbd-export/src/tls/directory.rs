@@ -11,6 +11,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 use super::error::TlsError;
+use super::revocation;
 
 /// Longest file that is read: a bundle of all public authorities has 200 kB, a long revocation list a few MB.
 const FILE_MAX: u64 = 16 << 20;
@@ -83,20 +84,25 @@ impl Directory<'_> {
         Ok(Arc::new(roots))
     }
 
-    /// The revocation lists, where there are any.
-    pub(super) fn revocation_lists(self) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    /// The revocation lists of these authorities, where there are any.
+    pub(super) fn revocation_lists(
+        self,
+        authorities: &RootCertStore,
+    ) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
         let path = self.0.join("ca-crl.pem");
-        match path.try_exists() {
-            Ok(false) => Ok(Vec::new()),
-            _ => all(&path, "revocation list"),
+        if is_absent(&path) {
+            return Ok(Vec::new());
         }
+        let lists = all(&path, "revocation list")?;
+        revocation::check(&path, &lists, authorities)?;
+        Ok(lists)
     }
 
     /// Whether there is a certificate for that side, or half of one.
     pub(super) fn has(self, side: Side) -> bool {
         [side.certificate(), side.key()]
             .iter()
-            .any(|name| self.0.join(name).exists())
+            .any(|name| !is_absent(&self.0.join(name)))
     }
 
     /// Certificate and key of a side.
@@ -114,6 +120,12 @@ impl Directory<'_> {
             key_path,
         })
     }
+}
+
+/// Whether nothing at all has this name. A link that leads nowhere has it: what it should lead to is missed, not unwanted.
+fn is_absent(path: &Path) -> bool {
+    path.symlink_metadata()
+        .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Everything of a kind in a file, at least one.

@@ -45,6 +45,14 @@ pub enum TlsError {
         /// Why.
         source: rustls::Error,
     },
+    /// A revocation list that would not be heeded.
+    #[error("{}: {why}", path.display())]
+    RevocationList {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
     /// The authorities or revocation lists cannot be used.
     #[error("{}: its authorities or revocation lists cannot be used: {source}", directory.display())]
     Verifier {

@@ -28,11 +28,12 @@ impl ServerTls {
     pub fn load(directory: &Path) -> Result<Self, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let files = Directory(directory);
-        let mut verifier =
-            WebPkiClientVerifier::builder_with_provider(files.authorities()?, Arc::clone(&provider));
-        let lists = files.revocation_lists()?;
+        let authorities = files.authorities()?;
+        let lists = files.revocation_lists(&authorities)?;
+        let mut verifier = WebPkiClientVerifier::builder_with_provider(authorities, Arc::clone(&provider));
         if !lists.is_empty() {
-            // As GnuTLS: an authority without a list revokes nothing, and a list that is out of date says nothing.
+            // An authority without a list revokes nothing, as with GnuTLS; those that have one all count (`revocation`). Behind
+            // a list that is out of date nobody gets in.
             verifier = verifier
                 .with_crls(lists)
                 .allow_unknown_revocation_status()

@@ -41,8 +41,9 @@ impl FromStr for NbdUri {
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        if let Some((user, _)) = authority.split_once('@') {
-            return Err(UriError::PreSharedKey(format!("{user}@")));
+        // What stands there may be a password, which no message shall show.
+        if authority.contains('@') {
+            return Err(UriError::PreSharedKey("USER@".to_owned()));
         }
         let mut parameters = Parameters::read(query)?;
         let address = match unix {

@@ -103,8 +103,9 @@ fn what_cannot_be_used_is_named() {
         ("nbd://h/a#b", UriError::Fragment),
         ("nbd+unix:///x", UriError::NoSocket),
         ("nbd+unix://h/x?socket=/s", UriError::HostForUnix),
-        ("nbd://u@h/x", UriError::PreSharedKey("u@".into())),
-        ("nbds://u@h/x", UriError::PreSharedKey("u@".into())),
+        ("nbd://u@h/x", UriError::PreSharedKey("USER@".into())),
+        ("nbds://u:secret@h/x", UriError::PreSharedKey("USER@".into())),
+        ("nbds+unix://u:secret@/x", UriError::PreSharedKey("USER@".into())),
         (
             "nbds://h/x?tls-psk-file=/p",
             UriError::PreSharedKey("tls-psk-file".into()),

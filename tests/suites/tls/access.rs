@@ -15,6 +15,14 @@ fn uri(served: &Served, export: &str, client: &TlsDirectory) -> NbdUri {
     uri
 }
 
+/// The tag of `other`, or what would be called so, where tags are offered: where writable exports are.
+fn tag_uri(served: &Served, name: &str, client: &TlsDirectory) -> NbdUri {
+    let uri = served.host.uri("other.tag").replace("other.tag", name);
+    format!("{uri}?tls-certificates={}", client.text())
+        .parse()
+        .unwrap()
+}
+
 async fn names(served: &Served, client: &TlsDirectory) -> Vec<String> {
     let exports = list_exports(&uri(served, "", client)).await.unwrap();
     exports
@@ -24,21 +32,20 @@ async fn names(served: &Served, client: &TlsDirectory) -> Vec<String> {
 }
 
 /// How a server refuses an export, by each way to ask for it.
-async fn refusals(served: &Served, export: &str, client: &TlsDirectory) -> Vec<String> {
-    let uri = uri(served, export, client);
+async fn refusals(uri: &NbdUri) -> Vec<String> {
     let allocation = ContextName::new("base:allocation").unwrap();
     let asked: [Result<(), NbdError>; 3] = [
-        Connection::connect(&uri, vec![]).await.map(|_| ()),
-        Connection::connect(&uri, vec![allocation]).await.map(|_| ()),
-        list_contexts(&uri, vec![]).await.map(|_| ()),
+        Connection::connect(uri, vec![]).await.map(|_| ()),
+        Connection::connect(uri, vec![allocation]).await.map(|_| ()),
+        list_contexts(uri, vec![]).await.map(|_| ()),
     ];
     asked.map(|result| result.unwrap_err().to_string()).into()
 }
 
-async fn enters(served: &Served, export: &str, client: &TlsDirectory) {
-    let connection = Connection::connect(&uri(served, export, client), vec![]).await;
+async fn enters(uri: &NbdUri) {
+    let connection = Connection::connect(uri, vec![]).await;
     connection
-        .unwrap_or_else(|error| panic!("{export}: {error}"))
+        .unwrap_or_else(|error| panic!("{uri}: {error}"))
         .disconnect()
         .await;
 }
@@ -64,7 +71,8 @@ async fn a_volume_is_unknown_to_whom_it_is_not_allowed() {
     );
     let trusted = pki.another_client(Subject::client_by_dns(&["x.example", "trusted"]));
     assert_eq!(names(&served, &trusted).await, ["other", "vm"]);
-    enters(&served, "other", &trusted).await;
+    enters(&uri(&served, "other", &trusted)).await;
+    enters(&tag_uri(&served, "other.tag", &trusted)).await;
     for stranger in [
         // `proxy`, which differs from every name on the list by a letter or more.
         &pki.client,
@@ -72,19 +80,24 @@ async fn a_volume_is_unknown_to_whom_it_is_not_allowed() {
         &pki.another_client(Subject::client_by_dns(&["proxy.example"])),
     ] {
         assert_eq!(names(&served, stranger).await, ["vm"]);
-        let (hidden, absent) = ("other", "another");
-        let told = refusals(&served, hidden, stranger).await;
-        assert_eq!(
-            told,
-            refusals(&served, absent, stranger).await,
-            "no way to tell the two apart"
-        );
-        refusals(&served, "other.tag", stranger).await;
-        enters(&served, "vm", stranger).await;
+        for (hidden, absent) in [
+            (uri(&served, "other", stranger), uri(&served, "another", stranger)),
+            (
+                tag_uri(&served, "other.tag", stranger),
+                tag_uri(&served, "another.tag", stranger),
+            ),
+        ] {
+            assert_eq!(
+                refusals(&hidden).await,
+                refusals(&absent).await,
+                "no way to tell the two apart"
+            );
+        }
+        enters(&uri(&served, "vm", stranger)).await;
         // The sole export of this client is its default.
-        enters(&served, "", stranger).await;
+        enters(&uri(&served, "", stranger)).await;
     }
-    refusals(&served, "", &trusted).await;
+    refusals(&uri(&served, "", &trusted)).await;
 }
 
 #[tokio::test]
@@ -96,10 +109,10 @@ async fn frozen_images_follow_their_volume() {
     let trusted = pki.another_client(Subject::client("trusted"));
     nbd_export(&["freeze", "vm", "--as", "monday", "--control", &control]);
     assert_eq!(names(&served, &trusted).await, ["vm@monday"]);
-    enters(&served, "vm@monday", &trusted).await;
+    enters(&uri(&served, "vm@monday", &trusted)).await;
     assert!(names(&served, &pki.client).await.is_empty());
-    refusals(&served, "vm@monday", &pki.client).await;
-    refusals(&served, "", &pki.client).await;
+    refusals(&uri(&served, "vm@monday", &pki.client)).await;
+    refusals(&uri(&served, "", &pki.client)).await;
 }
 
 #[tokio::test]

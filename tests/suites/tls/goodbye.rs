@@ -1,4 +1,5 @@
-//! Every end inside TLS is said to be one: a peer that hears no close_notify has to think that somebody cut the line.
+//! Ends inside TLS are said to be ends: a peer that hears no close_notify has to think that somebody cut the line. A handshake
+//! that is given up, for its time or to make room, and one that the end of the server meets, are cut.
 
 use nbd_export::proto::ExportName;
 use nbd_export::proto::constants::{InfoCode, OptionCode, OptionReplyCode};
