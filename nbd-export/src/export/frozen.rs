@@ -38,7 +38,12 @@ impl FrozenExport {
     }
 
     /// Appends a piece of data; `false` if that needs a wait.
-    fn data_at_once(&self, range: ByteRange, out: &mut Pieces) -> Result<bool, FrozenError> {
+    fn data_at_once(
+        &self,
+        range: ByteRange,
+        copied: &mut u64,
+        out: &mut Pieces,
+    ) -> Result<bool, FrozenError> {
         if out.takes_files()
             && range.len() >= BY_REFERENCE_MIN
             && let Some(file) = self.image.immutable_file(range)?
@@ -46,7 +51,8 @@ impl FrozenExport {
             out.file(range, file);
             return Ok(true);
         }
-        if range.len() > AT_ONCE_MAX {
+        *copied += range.len();
+        if *copied > AT_ONCE_MAX {
             return Ok(false);
         }
         self.image
@@ -96,11 +102,12 @@ impl Export for FrozenExport {
         if !self.image.answers_at_once() {
             return Ok(false);
         }
+        let mut copied = 0;
         for part in self.parts(range, shape)? {
             match part {
                 Part::Zeroes(range) => out.zeroes(range),
                 Part::Data(range) => {
-                    if !self.data_at_once(range, out)? {
+                    if !self.data_at_once(range, &mut copied, out)? {
                         out.clear();
                         return Ok(false);
                     }
@@ -153,12 +160,11 @@ impl Export for FrozenExport {
                 at = step.end();
             }
         }
-        Ok(())
+        self.standing()
     }
 
     fn standing(&self) -> Result<(), ExportError> {
-        let first = ByteRange::new(0, self.image.size().min(1));
-        first.map_or(Ok(()), |first| Ok(self.image.content(first, 1).map(|_| ())?))
+        Ok(self.image.stands()?)
     }
 
     /// Nothing is ever dirty here; but nothing of what is gone is safe either.

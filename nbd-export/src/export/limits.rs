@@ -13,7 +13,7 @@ pub const ONE_DESCRIPTOR_LOOKAHEAD: usize = 64;
 /// below.
 pub const STRETCHES_MAX: usize = 1 << 17;
 
-/// Buffers that a connection keeps for its next reads: as many as it may have requests in flight.
+/// Buffers that a connection keeps for its next reads.
 pub const SPARE_BUFFERS_MAX: usize = 64;
 
 /// Bytes of buffers that a connection keeps for its next reads. Few, so that they stay in the processor's cache, and so that an idle

@@ -38,6 +38,13 @@ pub struct Buffer {
     len: usize,
 }
 
+impl Buffer {
+    /// Bytes of memory that it takes, which may be more than it holds.
+    pub fn memory(&self) -> usize {
+        self.memory.len() + volmap::storage::ALIGNMENT
+    }
+}
+
 impl Deref for Buffer {
     type Target = [u8];
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use volmap::frozen::{Attestation, Description, FrozenError, FrozenImage, Stability, StatusExtent, Strength};
 use volmap::generation::Generation;
 use volmap::identity::Identity;
-use volmap::map::Content;
+use volmap::map::{Content, Extent};
 use volmap::range::ByteRange;
 use volmap::store::{Below, Place, Segment, Store, StoreGraph, StoreId, StoreKind};
 
@@ -120,6 +120,18 @@ impl FrozenImage for Scripted {
             *byte = if data { u8::try_from(at % 251).unwrap() } else { 0 };
         }
         Ok(())
+    }
+
+    /// As the trait allows: whether the image stands is not asked.
+    fn content(&self, range: ByteRange, limit: usize) -> Result<Vec<Extent>, FrozenError> {
+        let extents = self.extents.lock().unwrap();
+        let clipped = extents.iter().filter_map(|extent| {
+            Some(Extent {
+                range: extent.range.intersection(range)?,
+                content: extent.content,
+            })
+        });
+        Ok(clipped.take(limit).collect())
     }
 
     fn answers_at_once(&self) -> bool {

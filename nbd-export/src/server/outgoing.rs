@@ -35,6 +35,15 @@ impl Segment {
         }
     }
 
+    /// Bytes of our memory that it takes.
+    pub(super) fn memory(&self) -> usize {
+        match self {
+            Self::Head(bytes) => bytes.len(),
+            Self::Data(buffer) => buffer.memory(),
+            Self::File { .. } => 0,
+        }
+    }
+
     fn in_memory(&self) -> Option<&[u8]> {
         match self {
             Self::Head(bytes) => Some(bytes),
@@ -60,6 +69,11 @@ pub(super) struct Outgoing {
 impl Outgoing {
     pub(super) fn is_empty(&self) -> bool {
         self.segments.is_empty()
+    }
+
+    /// Whether the next bytes are those of a file.
+    pub(super) fn is_at_file(&self) -> bool {
+        matches!(self.segments.front(), Some(Segment::File { .. }))
     }
 
     /// Bytes that were sent since the connection began.

@@ -36,6 +36,9 @@ pub(super) enum SessionError {
     /// The client closed the connection in the middle of a request.
     #[error("the client left in the middle of a request")]
     CutShort,
+    /// The frozen image went while bytes of it were waiting to be sent.
+    #[error("the frozen image is gone, and bytes of it were waiting to be sent")]
+    Gone,
     /// The client moves nothing while others wait for the memory that it takes.
     #[error("the client took and sent next to nothing for {STALL_DEADLINE:?}, and others need the memory")]
     Stalled,
@@ -64,8 +67,8 @@ pub(super) async fn transmit(
     let mut linger = None;
     let ended = loop {
         tokio::select! {
+            // The session last: one that is always busy must not keep the others from being looked at.
             biased;
-            ended = std::future::poll_fn(|cx| session.poll(cx)) => break ended,
             _ = closing.wait_for(|closing| *closing), if linger.is_none() => {
                 session.closing = true;
                 linger = Some(Instant::now() + LINGER);
@@ -77,13 +80,16 @@ pub(super) async fn transmit(
                 if session.is_stalled() {
                     break Err(SessionError::Stalled);
                 }
+                session.trim();
             }
+            ended = std::future::poll_fn(|cx| session.poll(cx)) => break ended,
         }
     };
     // Says goodbye, where the stream has a way to.
     // Not for ever: inside TLS it is a word that a client may leave unread.
     let goodbye = std::future::poll_fn(|cx| session.wire.poll_shutdown(cx));
     timeout(LINGER, goodbye).await.ok();
+    session.threads_done().await;
     ended
 }
 
@@ -99,6 +105,9 @@ struct Session {
     budget: Budget,
     /// What the payload that is being received takes of the budget.
     prepaid: Option<usize>,
+    /// Every request that was received has been started: only then is more received, so that what a client sends and does not let us
+    /// answer stays in its own memory.
+    hungry: bool,
     /// A request that the budget had no room for.
     waiting: Option<Incoming>,
     threads: Handle,
@@ -118,6 +127,8 @@ struct Session {
     received: u64,
     /// Bytes that had moved when last looked at, if the client held memory then.
     moved_then: Option<u64>,
+    /// Bytes that had been received at the last look.
+    received_then: u64,
 }
 
 /// A reply from another thread.
@@ -156,6 +167,7 @@ impl Session {
             outgoing: Outgoing::default(),
             budget: Budget::of(&shared.budget),
             prepaid: None,
+            hungry: false,
             waiting: None,
             threads: shared.threads.clone(),
             blocking: 0,
@@ -167,6 +179,7 @@ impl Session {
             unflushed: false,
             received: 0,
             moved_then: None,
+            received_then: 0,
         }
     }
 
@@ -177,14 +190,14 @@ impl Session {
                 && let Poll::Ready(Some(Answered { segments, cost })) = self.answered.poll_recv(cx)
             {
                 self.blocking -= 1;
-                self.outgoing.push(segments, cost);
+                self.queue(segments, cost);
             }
             let served = self.serve(cx);
             let sent = self.send(cx)?;
             if self.is_over() {
                 return Poll::Ready(self.fault.take().map_or(Ok(()), Err));
             }
-            let read = !self.finished && self.waiting.is_none() && self.has_room(cx) && self.read(cx)?;
+            let read = self.hungry && !self.finished && self.has_room(cx) && self.read(cx)?;
             if !(served || sent || read) {
                 return Poll::Pending;
             }
@@ -206,8 +219,10 @@ impl Session {
     /// Serves requests that are here, up to a batch of replies; whether there was one.
     fn serve(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
+        self.hungry = false;
         while self.outgoing.replies() < BATCH_REPLIES && self.outgoing.len() < BATCH_BYTES {
             let Some(incoming) = self.waiting.take().or_else(|| self.decode()) else {
+                self.hungry = true;
                 break;
             };
             if let Some(incoming) = self.start(incoming, cx) {
@@ -278,16 +293,17 @@ impl Session {
         None
     }
 
-    /// Queues the reply that was just written. Bytes that are sent by reference take no memory of ours.
+    /// Queues the reply that was just written.
     fn push(&mut self, cost: usize) {
         let segments: Vec<Segment> = self.replies.drain().collect();
-        let by_reference = segments.iter().any(|s| matches!(s, Segment::File { .. }));
-        let cost = if by_reference {
-            self.budget.keep(cost, REQUEST_COST)
-        } else {
-            cost
-        };
-        self.outgoing.push(segments, cost);
+        self.queue(segments, cost);
+    }
+
+    /// Queues a reply. From here on it costs what it takes, and no more what it might have taken.
+    fn queue(&mut self, segments: Vec<Segment>, cost: usize) {
+        let taken = REQUEST_COST + segments.iter().map(Segment::memory).sum::<usize>();
+        self.budget.settle(cost, taken);
+        self.outgoing.push(segments, taken);
     }
 
     /// Serves a request on a thread that may block.
@@ -318,6 +334,11 @@ impl Session {
     fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, SessionError> {
         let mut any = false;
         while !self.outgoing.is_empty() {
+            // What goes by reference is read only now. Nobody vouches for the file any more when the image is gone (law H6), and a
+            // reply that has begun cannot be taken back.
+            if self.outgoing.is_at_file() && self.answerer.export.standing().is_err() {
+                return Err(SessionError::Gone);
+            }
             let pieces = &mut self.replies.pieces;
             match self.outgoing.poll_send(cx, self.wire.as_mut(), pieces) {
                 Poll::Ready(sent) => sent?,
@@ -353,7 +374,11 @@ impl Session {
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, SessionError> {
         let chunk = match self.decoder.is_between_requests() {
             true => INPUT_CHUNK,
-            false => PAYLOAD_CHUNK,
+            // Not more than is missing: the memory for it is there, and for more it would grow.
+            false => match self.decoder.awaited_payload(&self.negotiated) {
+                0 => PAYLOAD_CHUNK,
+                payload => payload.saturating_sub(self.input.len()).clamp(1, PAYLOAD_CHUNK),
+            },
         };
         // Nothing of this session is under way, so only the client can be waited for; a closing server lets no requests come.
         let alone = self.blocking == 0
@@ -373,6 +398,24 @@ impl Session {
             self.fault = (!clean).then_some(SessionError::CutShort);
         }
         Ok(true)
+    }
+
+    /// Gives up the memory that a busy connection keeps for its next requests, once there are none.
+    fn trim(&mut self) {
+        let idle =
+            self.blocking == 0 && self.outgoing.is_empty() && self.waiting.is_none() && self.input.is_empty();
+        if idle && self.received == self.received_then {
+            self.replies = Replies::new(self.wire.sends_files());
+            self.input = BytesMut::new();
+        }
+        self.received_then = self.received;
+    }
+
+    /// Waits until no other thread serves a request of this connection: until then they take memory, and the place of a connection.
+    async fn threads_done(&mut self) {
+        while self.blocking > 0 && self.answered.recv().await.is_some() {
+            self.blocking -= 1;
+        }
     }
 
     /// Whether the client moved next to nothing since this was last asked, while somebody else waits for memory.

@@ -593,6 +593,84 @@ async fn a_flood_of_half_open_handshakes_locks_nobody_out() {
     assert!(oldest.await.expect("its end").is_ok());
 }
 
+/// A session on the image with holes, whose status is answered at once, and many requests for it that were not sent.
+async fn many_requests(server: &Running, count: usize) -> (Session, Bytes) {
+    let mut session = server
+        .session("e", HeaderStyle::Structured, &["base:allocation"])
+        .await;
+    for _ in 0..count {
+        session.submit(&status(0, MIB));
+    }
+    let requests = session.output.split().freeze();
+    (session, requests)
+}
+
+#[tokio::test]
+async fn requests_are_received_no_faster_than_their_replies_are_taken() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    let (session, requests) = many_requests(&server, 1000).await;
+    let mut sent = 0;
+    let endless = async {
+        loop {
+            session.stream.writable().await.unwrap();
+            match session.stream.try_write(&requests[sent % requests.len()..]) {
+                Ok(count) => sent += count,
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+            }
+        }
+    };
+    // The client never reads a reply; what it sends must stay in its own memory, but for what the sockets hold.
+    assert!(
+        tokio::time::timeout(Duration::from_secs(2), endless)
+            .await
+            .is_err()
+    );
+    assert!(sent < 2 << 20, "the server took {sent} bytes");
+}
+
+#[tokio::test]
+async fn what_was_sent_before_the_end_is_answered() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    let (mut session, mut requests) = many_requests(&server, 500).await;
+    session.stream.write_all_buf(&mut requests).await.unwrap();
+    session.stream.shutdown().await.unwrap();
+    // Long enough for the server to see the end while replies wait.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for _ in 0..500 {
+        assert!(session.next().await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn threads_that_still_read_keep_the_seat_of_their_connection() {
+    let dead = Dead::default();
+    let limits = Limits {
+        connections: 1,
+        ..Limits::default()
+    };
+    let healthy = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let server = Running::start_within(limits, healthy, Arc::new(dead.clone())).await;
+    let mut session = server.session("w", HeaderStyle::Structured, &[]).await;
+    session.submit(&Command::Flush);
+    session.submit(&read(0, 1));
+    session.stream.write_all_buf(&mut session.output).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // With a reply unread: the server finds a connection that failed, and not one that ended.
+    drop(session);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let next = || async { Session::open(server.connect().await, "e", HeaderStyle::Structured, &[]).await };
+    let early = next().await;
+    *dead.alive.0.lock().unwrap() = true;
+    dead.alive.1.notify_all();
+    assert!(early.is_err(), "the disk had not answered yet");
+    let again = async { while next().await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(5), again)
+        .await
+        .expect("its seat is free");
+}
+
 #[tokio::test]
 async fn a_client_that_never_pauses_does_not_put_off_a_shutdown() {
     let export = Arc::new(FrozenExport::new(Scripted::with_holes()));

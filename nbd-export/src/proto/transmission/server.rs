@@ -31,6 +31,9 @@ pub enum Incoming {
     Disconnect,
 }
 
+/// Longest payload whose memory is used again for what comes behind it.
+const KEPT_INPUT: usize = 64 << 10;
+
 #[derive(Debug)]
 enum State {
     /// Between two requests.
@@ -106,6 +109,10 @@ impl RequestDecoder {
                         return Ok(None);
                     }
                     let payload = input.split_to(len).freeze();
+                    if len > KEPT_INPUT {
+                        // What is left of the memory goes with the payload, and not with an idle connection.
+                        *input = BytesMut::from(&input[..]);
+                    }
                     let reply_to = header.reply_to();
                     return Ok(Some(match command(&header, payload, session) {
                         Ok(command) => Incoming::Request { reply_to, command },
