@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::file_id::FileId;
 use crate::image::{Decoder, End, Event, FOOTER, HEADER_FRAME_MAX, Header, ImageError, Outline};
 use crate::interrupt::Interrupt;
+use crate::standard_stream;
 
 /// Bytes per read: a frame or so.
 const READ: usize = 1 << 20;
@@ -35,7 +36,7 @@ impl ImageSource {
         let is_stdin = path == Path::new("-");
         let (file, path) = if is_stdin {
             let path = PathBuf::from("standard input");
-            (io::stdin().as_fd().try_clone_to_owned().map(File::from), path)
+            (standard_stream::stdin(), path)
         } else {
             (File::open(path), path.into())
         };

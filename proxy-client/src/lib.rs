@@ -23,4 +23,5 @@ pub mod plan;
 pub mod progress;
 pub mod report;
 mod restore;
+mod standard_stream;
 pub mod transport;

@@ -16,7 +16,7 @@ use proxy_client::job::copy::{CopyOptions, copy};
 use proxy_client::job::demo::demo;
 use proxy_client::job::info::{MapOptions, details, json_line, list, print_map};
 use proxy_client::job::inspect::inspect;
-use proxy_client::job::restore::{RestoreOptions, restore};
+use proxy_client::job::restore::{RestoreOptions, restore_unless};
 use proxy_client::job::verify::verify;
 use proxy_client::nbd::PoolOptions;
 use proxy_client::progress::Progress;
@@ -136,7 +136,7 @@ fn run_restore(args: RestoreArgs) -> Result<()> {
     };
     let progress = Progress::on_terminal();
     let mut tell = |done, size| progress.update_bytes(done, size);
-    let restored = in_runtime(within(args.server.timeout, restore(&options, &mut tell)));
+    let restored = to_its_end(restore_unless(&options, stop(args.server.timeout), &mut tell));
     progress.end();
     let restored = restored?;
     to_stderr(&format!(
@@ -164,8 +164,7 @@ fn run_copy(args: &CopyArgs) -> Result<()> {
     };
     let progress = Progress::on_terminal();
     let mut tell = |done, size: Option<u64>| progress.update_bytes(done, size.unwrap_or(done));
-    let job = within(args.server.timeout, copy(&options, &mut tell));
-    let report = in_runtime(job);
+    let report = to_its_end(copy(&options, stop(args.server.timeout), &mut tell));
     progress.end();
     let report = report?;
     if !args.json {
@@ -214,8 +213,29 @@ async fn within<T>(deadline: Option<Duration>, job: impl Future<Output = Result<
     let Some(deadline) = deadline else {
         return job.await;
     };
-    let late = |_| Error::new(ErrorKind::DeadlinePassed, "the job took longer than --timeout");
-    tokio::time::timeout(deadline, job).await.map_err(late)?
+    tokio::time::timeout(deadline, job).await.map_err(|_| late())?
+}
+
+fn late() -> Error {
+    Error::new(ErrorKind::DeadlinePassed, "the job took longer than --timeout")
+}
+
+fn interrupted() -> Error {
+    Error::new(ErrorKind::Interrupted, "interrupted")
+}
+
+/// Why a job must not go on, once there is a reason.
+async fn stop(deadline: Option<Duration>) -> Error {
+    let passed = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = passed => late(),
+        () = interruption() => interrupted(),
+    }
 }
 
 /// Runs a job that tells how far it is, with a progress bar, until it ends or the operator interrupts it.
@@ -235,16 +255,18 @@ fn watched<T>(job: impl FnOnce(&Interrupt, &mut dyn FnMut(u64, u64)) -> Result<T
 
 /// Runs a job until it ends or the operator interrupts it.
 fn in_runtime<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
-    run_in(runtime()?, job)
-}
-
-fn run_in<T>(runtime: Runtime, job: impl Future<Output = Result<T>>) -> Result<T> {
-    let result = runtime.block_on(async {
+    to_its_end(async {
         tokio::select! {
             result = job => result,
-            () = interruption() => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
+            () = interruption() => Err(interrupted()),
         }
-    });
+    })
+}
+
+/// Runs a job that sees to interruptions itself.
+fn to_its_end<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(job);
     // The writer's thread removes what it has not finished; it may be stuck in a pipe that nobody reads.
     runtime.shutdown_timeout(STOP_DEADLINE);
     result

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{Whence, lseek};
@@ -71,6 +71,16 @@ impl FileSource {
     }
 }
 
+/// A file that became shorter since it was opened has no zeroes in the place of what is gone.
+fn check_reach(file: &File, end: u64) -> io::Result<()> {
+    let size = block_device::size(file)?;
+    if size < end {
+        let message = format!("it has only {size} bytes now: it became shorter while it was read");
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+    }
+    Ok(())
+}
+
 /// The first run of a range, by what the file system knows.
 fn first_runs(file: &File, range: ByteRange) -> io::Result<Vec<Run>> {
     let data = |length| Run {
@@ -83,7 +93,7 @@ fn first_runs(file: &File, range: ByteRange) -> io::Result<Vec<Run>> {
     };
     let to_data = match seek(Whence::SeekData)? {
         Ok(found) => found.min(range.end()),
-        // Nothing but a hole up to the end.
+        // Nothing but a hole up to the end, which may lie before the range.
         Err(Errno::ENXIO) => range.end(),
         Err(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::ESPIPE) => {
             return Ok(vec![data(range.len())]);
@@ -91,6 +101,7 @@ fn first_runs(file: &File, range: ByteRange) -> io::Result<Vec<Run>> {
         Err(error) => return Err(error.into()),
     };
     if to_data > range.start() {
+        check_reach(file, to_data)?;
         return Ok(vec![Run {
             length: to_data - range.start(),
             is_zero: true,
@@ -134,5 +145,65 @@ impl RandomAccess for FileSource {
             })
             .await
         })
+    }
+
+    fn check_end(&self) -> BoxFuture<'_, Result<()>> {
+        let Some(whole) = ByteRange::new(0, self.size) else {
+            return Box::pin(ready(Ok(())));
+        };
+        Box::pin(self.blocking(whole, move |file| check_reach(file, whole.end())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::copy::MappedReader;
+    use crate::copy::reader::{Content, Reader};
+
+    const MIB: u64 = 1 << 20;
+
+    /// A file of a hole of 4 MiB and 1 MiB of data, and one to change it by.
+    fn source(directory: &Path) -> (FileSource, File) {
+        let path = directory.join("source");
+        let file = File::create(&path).unwrap();
+        file.set_len(5 * MIB).unwrap();
+        file.write_all_at(&[7; 1 << 20], 4 * MIB).unwrap();
+        (FileSource::open(&path).unwrap(), file)
+    }
+
+    fn assert_cut<T>(result: Result<T>) {
+        let error = result.err().expect("the file became shorter");
+        assert!(error.to_string().contains("became shorter"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_was_cut_off_is_no_hole() {
+        let directory = tempfile::tempdir().unwrap();
+        let (source, file) = source(directory.path());
+        let at = |start, length| ByteRange::new(start, length).unwrap();
+        assert!(source.runs(at(0, 4 * MIB)).await.unwrap()[0].is_zero);
+        file.set_len(2 * MIB).unwrap();
+        assert!(source.runs(at(0, 2 * MIB)).await.unwrap()[0].is_zero);
+        assert_cut(source.runs(at(0, 4 * MIB)).await);
+        assert_cut(source.runs(at(3 * MIB, MIB)).await);
+        assert_cut(source.runs(at(4 * MIB, MIB)).await);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_became_shorter_behind_the_reader_has_no_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let (source, file) = source(directory.path());
+        let mut reader = MappedReader::new(source, MIB);
+        let mut given = 0;
+        while given < 5 * MIB {
+            let piece = reader.next().await.unwrap().unwrap();
+            given += piece.range.len();
+            if let Content::Later(bytes) = piece.content {
+                bytes.await.unwrap();
+            }
+        }
+        file.set_len(5 * MIB - 1).unwrap();
+        assert_cut(reader.next().await);
     }
 }

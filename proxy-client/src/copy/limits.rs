@@ -7,7 +7,13 @@ pub(super) const BYTES_IN_FLIGHT: u64 = 64 << 20;
 pub(super) const ZERO_PIECE: u64 = 64 << 30;
 
 /// Zeroes that are asked of a server in one request: it may have to write them, and has a deadline.
-pub(super) const ZERO_REQUEST: u64 = 256 << 20;
+pub(super) const ZERO_REQUEST: u64 = 32 << 20;
+
+/// What zeroes in flight are counted in.
+pub(super) const ZERO_UNIT: u64 = 64 << 10;
+
+/// Zeroes in flight at most, 256 MiB: a server that has to write them does one after the other, and each has its deadline.
+pub(super) const ZERO_UNITS: usize = 4096;
 
 /// Range whose map is asked for at once: a fragmented one gives a reply of some MiB, and the copy begins before the whole map
 /// is known.
@@ -20,7 +26,7 @@ pub(super) const FLUSH_EVERY: u64 = 1 << 30;
 pub(super) const ROUNDS: usize = 4;
 
 /// Bytes that are read from a stream at once.
-pub(super) const STREAM_READ: usize = 256 << 10;
+pub(crate) const STREAM_READ: usize = 256 << 10;
 
 /// Pieces of a stream that wait to be written.
 pub(super) const STREAM_PIECES: usize = 16;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use volmap::range::ByteRange;
 
 use super::limits::{MAP_WINDOW, ZERO_PIECE};
@@ -35,6 +35,11 @@ pub(crate) trait RandomAccess: Send + Sync + 'static {
 
     /// The bytes of a range: all of them.
     fn read(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Bytes>>;
+
+    /// After the last piece: whether the source still has its size.
+    fn check_end(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(ready(Ok(())))
+    }
 }
 
 /// Walks the map of a source, and gives its pieces.
@@ -63,6 +68,7 @@ impl<S: RandomAccess> MappedReader<S> {
 
     async fn next_piece(&mut self) -> Result<Option<Piece>> {
         let Some(todo) = self.todo.front().copied() else {
+            self.source.check_end().await?;
             return Ok(None);
         };
         while self.runs.is_empty() {
@@ -158,7 +164,6 @@ impl<S: RandomAccess> Reader for MappedReader<S> {
     reason = "the volumes of these tests are small"
 )]
 mod tests {
-    use futures_util::future::ready;
     use proptest::prelude::*;
 
     use super::*;

@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{BoxFuture, ready};
 use nbd_export::proto::{Command, Errno, TransmissionFlags};
+use tokio::sync::Semaphore;
 use volmap::range::ByteRange;
 
-use super::limits::{FLUSH_EVERY, ZERO_REQUEST, ZEROES};
+use super::limits::{FLUSH_EVERY, ZERO_REQUEST, ZERO_UNIT, ZERO_UNITS, ZEROES};
 use super::nbd_source::is_writable;
 use super::ranges::RangeSet;
 use super::writer::Writer;
@@ -32,6 +33,8 @@ pub(crate) struct NbdWriter {
     edges: tokio::sync::Mutex<()>,
     /// Held by who flushes on the way.
     flushing: tokio::sync::Mutex<()>,
+    /// Room for zeroes in flight, in [`ZERO_UNIT`]s.
+    zeroing: Semaphore,
 }
 
 /// What was acknowledged and is not known to be safe.
@@ -64,6 +67,7 @@ impl NbdWriter {
             }),
             edges: tokio::sync::Mutex::new(()),
             flushing: tokio::sync::Mutex::new(()),
+            zeroing: Semaphore::new(ZERO_UNITS),
             pool,
         })
     }
@@ -86,14 +90,20 @@ impl NbdWriter {
             .of_volume(self.pool.session().requested.as_str())
     }
 
-    /// Writes a range, whole blocks at once and the rest of a block by reading it.
-    async fn write_range(&self, range: ByteRange, bytes: Option<Bytes>) -> Result<()> {
+    /// A stream may turn out to be longer than the target.
+    fn check_room(&self, range: ByteRange) -> Result<()> {
         let size = self.pool.session().export.size;
         if range.end() > size {
             let message = format!("the source has more than the {size} bytes of the target");
             return Err(Error::new(ErrorKind::TargetTooSmall, message)
                 .of_volume(self.pool.session().requested.as_str()));
         }
+        Ok(())
+    }
+
+    /// Writes a range, whole blocks at once and the rest of a block by reading it.
+    async fn write_range(&self, range: ByteRange, bytes: Option<Bytes>) -> Result<()> {
+        self.check_room(range)?;
         let began = self.pool.losses();
         let granule = self.granule();
         let start = range.start().next_multiple_of(granule).min(range.end());
@@ -157,6 +167,8 @@ impl NbdWriter {
                 no_hole: false,
                 fast: false,
             };
+            let room = u32::try_from(length.div_ceil(ZERO_UNIT)).unwrap_or(u32::MAX);
+            let _in_flight = self.zeroing.acquire_many(room).await;
             match self.pool.request(zeroes).await {
                 Ok(()) => at += length,
                 // It offered what it does not do; what it does is to take data.
@@ -265,7 +277,8 @@ impl Writer for NbdWriter {
 
     fn zero(&self, range: ByteRange) -> BoxFuture<'_, Result<()>> {
         if self.is_zero {
-            return Box::pin(ready(Ok(())));
+            // What cannot be there is not zero either.
+            return Box::pin(ready(self.check_room(range)));
         }
         Box::pin(self.write_range(range, None))
     }

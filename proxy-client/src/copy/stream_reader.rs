@@ -16,6 +16,7 @@ use super::limits::{STREAM_PIECES, STREAM_READ};
 use super::reader::{Content, Piece, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::BufferPool;
+use crate::standard_stream;
 
 /// Milliseconds between two looks at whether anybody still wants the stream.
 const LOOK: u16 = 100;
@@ -26,16 +27,19 @@ pub(crate) struct StreamReader {
     at: u64,
     size: Option<u64>,
     ended: bool,
+    /// Longest piece.
+    step: usize,
+    /// What was read and not yet given.
+    rest: Bytes,
 }
 
 impl StreamReader {
-    /// Standard input, which must have `size` bytes if that is known.
+    /// Standard input, in pieces of `step` bytes at most; it must have `size` bytes if that is known.
     ///
     /// # Errors
     /// It is closed.
-    pub(crate) fn stdin(size: Option<u64>) -> Result<Self> {
-        let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
-        let stdin = stdin.map_err(failed)?;
+    pub(crate) fn stdin(size: Option<u64>, step: u64) -> Result<Self> {
+        let stdin = standard_stream::stdin().map_err(failed)?;
         let (to_copy, pieces) = mpsc::channel(STREAM_PIECES);
         tokio::task::spawn_blocking(move || read_all(stdin, &to_copy));
         Ok(Self {
@@ -43,6 +47,8 @@ impl StreamReader {
             at: 0,
             size,
             ended: false,
+            step: usize::try_from(step).unwrap_or(usize::MAX),
+            rest: Bytes::new(),
         })
     }
 
@@ -50,10 +56,13 @@ impl StreamReader {
         if self.ended {
             return Ok(None);
         }
-        let bytes = match self.pieces.recv().await {
-            Some(piece) => piece.map_err(failed)?,
-            None => return Err(failed(io::ErrorKind::BrokenPipe.into())),
-        };
+        if self.rest.is_empty() {
+            self.rest = match self.pieces.recv().await {
+                Some(piece) => piece.map_err(failed)?,
+                None => return Err(failed(io::ErrorKind::BrokenPipe.into())),
+            };
+        }
+        let bytes = self.rest.split_to(self.step.min(self.rest.len()));
         let at = self.at;
         self.at += bytes.len() as u64;
         let range = ByteRange::from_bounds(at, self.at);

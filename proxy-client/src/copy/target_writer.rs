@@ -54,7 +54,8 @@ impl Writer for TargetWriter {
 
     fn zero(&self, range: ByteRange) -> BoxFuture<'_, Result<()>> {
         if self.target.is_zero_already() {
-            return Box::pin(ready(Ok(())));
+            // What cannot be there is not zero either.
+            return Box::pin(ready(self.target.check_room(range)));
         }
         self.blocking(move |target| target.zero(range))
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,11 @@ use serde::Serialize;
 
 use super::restore::incomplete;
 use super::room_on;
+use super::stop::unless_stopped;
 use crate::config::Place;
 use crate::copy::{
-    ALLOCATION, FileSource, Flow, MappedReader, NbdSource, NbdWriter, NullWriter, Reader, StreamReader,
-    StreamWriter, TargetWriter, Writer, run,
+    ALLOCATION, FileSource, Flow, MappedReader, NbdSource, NbdWriter, NullWriter, Reader, STREAM_READ,
+    StreamReader, StreamWriter, TargetWriter, Writer, run,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_id::FileId;
@@ -108,33 +110,57 @@ struct Opened {
 }
 
 /// Copies. A new file appears under its name, durable, only when it is whole; whatever else is written to is incomplete after
-/// an error, which says so. `progress` is told the bytes done, and the size as far as it is known.
+/// an error, which says so, and when `stop` told why the copy must end. `progress` is told the bytes done, and the size as far as it is known.
 ///
 /// # Errors
 /// Of either side; before anything is changed where the target cannot be used.
 pub async fn copy(
     options: &CopyOptions,
+    stop: impl Future<Output = Error>,
     progress: &mut (dyn FnMut(u64, Option<u64>) + Send),
 ) -> Result<CopyReport> {
-    let begun = Instant::now();
+    if options.size.is_some() && options.source != Place::Stdio {
+        let message = "--size says how long stdin must be, and this source is not stdin";
+        return Err(Error::new(ErrorKind::Usage, message));
+    }
     if matches!((&options.source, &options.target), (Place::Nbd(a), Place::Nbd(b)) if a == b) {
         return Err(Error::new(
             ErrorKind::OutputIsSource,
             "source and target are one export",
         ));
     }
-    let mut source = open_source(options).await?;
+    let mut stop = pin!(stop);
+    let source = unless_stopped(stop.as_mut(), open_source(options)).await?;
+    let pool = source.pool.clone();
+    let report = copy_from(source, options, stop, progress).await;
+    leave(pool).await;
+    report
+}
+
+/// Copies from a source that is open.
+async fn copy_from(
+    mut source: Source,
+    options: &CopyOptions,
+    mut stop: Pin<&mut impl Future<Output = Error>>,
+    progress: &mut (dyn FnMut(u64, Option<u64>) + Send),
+) -> Result<CopyReport> {
+    let begun = Instant::now();
     let size = source.reader.size();
-    let target = open_target(options, size, source.id).await?;
+    let target = unless_stopped(stop.as_mut(), open_target(options, size, source.id)).await?;
     let widths = [&source.pool, &target.pool].map(|pool| pool.as_ref().map(|pool| pool.width()));
     let connections = widths.iter().flatten().max().copied().unwrap_or(1);
     let flow = Flow {
         requests: options.requests.saturating_mul(connections),
-        step: options.request_size,
-        sparse: options.sparse,
+        step: step(options),
+        sparse: sparse(options, target.pool.as_deref()),
     };
     let mut note = |done| progress(done, size);
-    let copied = run(&mut *source.reader, target.writer, flow, &mut note).await;
+    let copied = run(&mut *source.reader, target.writer, flow, &mut note);
+    let copied = unless_stopped(stop, copied).await;
+    drop(source.reader);
+    let pools = [&source.pool, &target.pool].into_iter().flatten();
+    let reconnections = pools.map(|pool| pool.reconnections()).sum();
+    leave(target.pool).await;
     let copied = copied.map_err(|error| {
         if target.existing {
             incomplete("the copy failed", error, &options.target)
@@ -142,22 +168,23 @@ pub async fn copy(
             error
         }
     })?;
-    let pools = [&source.pool, &target.pool].into_iter().flatten();
+    // A stream says only at its end how long it is.
+    let beyond = copied.size.saturating_sub(size.unwrap_or(0));
     Ok(CopyReport {
         size: copied.size,
         bytes_data: copied.data,
         bytes_zero: copied.zeroes,
         bytes_again: copied.again,
-        left_alone: target.left_alone,
+        left_alone: target.left_alone.saturating_sub(beyond),
         source_connections: widths[0],
         target_connections: widths[1],
-        reconnections: pools.map(|pool| pool.losses()).sum(),
+        reconnections,
         seconds: begun.elapsed().as_secs_f64(),
     })
 }
 
 async fn open_source(options: &CopyOptions) -> Result<Source> {
-    let step = options.request_size;
+    let step = step(options);
     Ok(match &options.source {
         Place::Nbd(uri) => {
             let allocation = ContextName::new(ALLOCATION).into_iter().collect::<Vec<_>>();
@@ -177,7 +204,7 @@ async fn open_source(options: &CopyOptions) -> Result<Source> {
             }
         }
         Place::Stdio => Source {
-            reader: Box::new(StreamReader::stdin(options.size)?),
+            reader: Box::new(StreamReader::stdin(options.size, step)?),
             pool: None,
             id: file_behind("/dev/stdin"),
         },
@@ -232,6 +259,30 @@ async fn open_target(options: &CopyOptions, size: Option<u64>, source: Option<Fi
             existing: false,
         },
     })
+}
+
+/// Longest piece of data.
+fn step(options: &CopyOptions) -> u64 {
+    match options.source {
+        Place::Stdio => options.request_size.min(STREAM_READ as u64),
+        _ => options.request_size,
+    }
+}
+
+/// Zeroes that are shorter than a block of the target would be read, changed and written back.
+fn sparse(options: &CopyOptions, target: Option<&Pool>) -> usize {
+    let block = target.map_or(1, |pool| pool.session().export.block.minimum.max(1));
+    let block = usize::try_from(block).unwrap_or(usize::MAX);
+    options
+        .sparse
+        .checked_next_multiple_of(block)
+        .unwrap_or(options.sparse)
+}
+
+async fn leave(pool: Option<Arc<Pool>>) {
+    if let Some(pool) = pool {
+        pool.leave().await;
+    }
 }
 
 async fn open(uri: &NbdUri, contexts: &[ContextName], options: PoolOptions) -> Result<Pool> {

@@ -7,6 +7,7 @@ pub mod info;
 pub mod inspect;
 pub mod restore;
 mod room;
+mod stop;
 mod unreadable;
 pub mod verify;
 

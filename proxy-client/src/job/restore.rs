@@ -1,9 +1,12 @@
 //! `restore`: writes the volume of an image to a new file, an existing file, a block device or a writable NBD export.
 
+use std::future::pending;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 
 use super::UnreadableRanges;
+use super::stop::unless_stopped;
 use crate::config::Place;
 use crate::copy::{Flow, ImageReader, NbdWriter, Reader, TargetWriter, Writer, run};
 use crate::error::{Error, ErrorKind, Result};
@@ -76,15 +79,29 @@ pub async fn restore(
     options: &RestoreOptions,
     progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<Restored> {
+    restore_unless(options, pending(), progress).await
+}
+
+/// The same, until `stop` tells why the restore must end.
+///
+/// # Errors
+/// Those of [`restore`], and what `stop` told.
+pub async fn restore_unless(
+    options: &RestoreOptions,
+    stop: impl Future<Output = Error>,
+    progress: &mut (dyn FnMut(u64, u64) + Send),
+) -> Result<Restored> {
+    let mut stop = pin!(stop);
     let source = ImageSource::open(&options.image)?;
     if source.is_seekable()? {
         // An image that was cut is found out before a target is given up for it.
         source.outline()?;
     }
     let image = source.id()?;
-    let mut reader = ImageReader::open(source).await?;
+    let mut reader = unless_stopped(stop.as_mut(), ImageReader::open(source)).await?;
     let header = reader.header().clone();
     let size = header.size;
+    let mut connected = None;
     let (writer, left_alone, existing): (Arc<dyn Writer>, _, _) = match &options.output {
         Place::Path(path) => {
             let target = Target::open(path, Some(size), options.force, Some(image))?;
@@ -92,8 +109,10 @@ pub async fn restore(
             (Arc::new(TargetWriter::new(target)), left_alone, existing)
         }
         Place::Nbd(uri) => {
-            let pool = Arc::new(Pool::open(uri.clone(), &[], options.nbd).await?);
+            let opening = async { Ok(Pool::open(uri.clone(), &[], options.nbd).await?) };
+            let pool = Arc::new(unless_stopped(stop.as_mut(), opening).await?);
             let left_alone = super::room_on(&pool, size)?;
+            connected = Some(Arc::clone(&pool));
             (Arc::new(NbdWriter::new(pool, false)?), left_alone, true)
         }
         Place::Stdio | Place::Null => {
@@ -102,7 +121,10 @@ pub async fn restore(
         }
     };
     let mut note = |done| progress(done, size);
-    let copied = run(&mut reader, writer, FLOW, &mut note).await;
+    let copied = unless_stopped(stop, run(&mut reader, writer, FLOW, &mut note)).await;
+    if let Some(pool) = connected {
+        pool.leave().await;
+    }
     if let Err(error) = copied {
         return Err(if existing {
             incomplete("the restore failed", error, &options.output)

@@ -58,6 +58,7 @@ pub struct Pool {
     connections: Vec<RwLock<Arc<Connection>>>,
     next: AtomicUsize,
     lost: AtomicU64,
+    taken_up: AtomicU64,
     given_up: OnceLock<NbdError>,
     buffers: BufferPool,
 }
@@ -99,6 +100,7 @@ impl Pool {
             connections: vec![RwLock::new(Arc::new(first))],
             next: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
+            taken_up: AtomicU64::new(0),
             given_up: OnceLock::new(),
             buffers,
         };
@@ -199,6 +201,21 @@ impl Pool {
         self.lost.load(Ordering::SeqCst) + unnoticed as u64
     }
 
+    /// How often a lost connection was taken up again.
+    pub fn reconnections(&self) -> u64 {
+        self.taken_up.load(Ordering::SeqCst)
+    }
+
+    /// Says goodbye where nobody else holds the pool any more. What is still in flight then is waited for no longer than a goodbye
+    /// may take.
+    pub(crate) async fn leave(self: Arc<Self>) {
+        let deadline = self.options.deadlines.goodbye;
+        if let Some(pool) = Arc::into_inner(self) {
+            // A server that is gone does not hear it.
+            let _ = timeout(deadline, pool.disconnect()).await;
+        }
+    }
+
     /// Says goodbye on every connection.
     pub async fn disconnect(self) {
         let goodbyes = self.connections.into_iter().filter_map(|connection| {
@@ -221,6 +238,10 @@ impl Pool {
                 Err(error) if self.is_lost(&error) && attempt < RETRIES => {
                     self.reconnect(number, &connection, error).await?;
                     attempt += 1;
+                }
+                // Exports that are not frozen shut down like any server: only a frozen image has ended with that.
+                Err(error) if error.is_gone() && self.frozen.is_none() => {
+                    return Err(NbdError::NotBack(Box::new(error)));
                 }
                 answer => return answer,
             }
@@ -250,6 +271,7 @@ impl Pool {
         match self.connect_again(error).await {
             Ok(connection) => {
                 *current = Arc::new(connection);
+                self.taken_up.fetch_add(1, Ordering::SeqCst);
                 tracing::info!("connected again");
                 Ok(())
             }

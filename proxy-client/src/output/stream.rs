@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use super::partial_file::PartialFile;
 use crate::error::{Error, ErrorKind, Result};
+use crate::standard_stream;
 
 /// Something that an image is written to, front to back.
 pub trait Output: Send {
@@ -109,19 +109,15 @@ impl StdoutOutput {
     /// [`ErrorKind::Usage`]: it is a terminal. [`ErrorKind::Io`]: it is closed.
     pub fn new() -> Result<Self> {
         let path = Path::new("standard output");
-        let stdout = io::stdout();
-        if stdout.is_terminal() {
+        if io::stdout().is_terminal() {
             return Err(Error::new(
                 ErrorKind::Usage,
                 "an image is not written to a terminal: name a file or redirect",
             )
             .at_path(path));
         }
-        let file = stdout
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|error| Error::io("opening the output", path, error))?;
-        Ok(Self(Sticky::new(file.into(), path)))
+        let file = standard_stream::stdout().map_err(|error| Error::io("opening the output", path, error))?;
+        Ok(Self(Sticky::new(file, path)))
     }
 }
 

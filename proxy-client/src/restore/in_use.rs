@@ -43,6 +43,20 @@ pub(super) fn is_open_elsewhere(file: &File) -> bool {
     }
 }
 
+/// Whether one of two devices is a partition of the other: then they share bytes.
+pub(super) fn is_part_of_other(one: u64, other: u64) -> bool {
+    is_part_of_other_in(Path::new("/sys/dev/block"), one, other)
+}
+
+fn is_part_of_other_in(devices: &Path, one: u64, other: u64) -> bool {
+    // A partition stands in the directory of its disk.
+    let place = |device| fs::canonicalize(devices.join(DeviceNumber::from_stat(device).to_string())).ok();
+    match (place(one), place(other)) {
+        (Some(one), Some(other)) => one.parent() == Some(&*other) || other.parent() == Some(&*one),
+        _ => false,
+    }
+}
+
 /// Where a device is mounted, by the text of `/proc/self/mountinfo`.
 pub(super) fn mount_point(device: u64, mountinfo: &str) -> Option<&str> {
     let number = DeviceNumber::from_stat(device);
@@ -101,6 +115,27 @@ mod tests {
         assert_eq!(mount_point(device(7, 3), text), Some("/mnt/x"));
         assert_eq!(mount_point(device(7, 4), text), None);
         assert_eq!(mount_point(device(7, 3), "nonsense\n\n1 2 3\n"), None);
+    }
+
+    #[test]
+    fn a_disk_and_its_partitions_share_bytes_and_partitions_do_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for (number, place) in [
+            ("8:0", "block/sda"),
+            ("8:1", "block/sda/sda1"),
+            ("8:2", "block/sda/sda2"),
+            ("8:16", "block/sdb"),
+        ] {
+            fs::create_dir_all(at(place)).unwrap();
+            std::os::unix::fs::symlink(at(place), at(number)).unwrap();
+        }
+        let share = |one, other| {
+            let number = |minor| nix::sys::stat::makedev(8, minor);
+            is_part_of_other_in(directory.path(), number(one), number(other))
+        };
+        assert!(share(0, 1) && share(2, 0));
+        assert!(!share(1, 2) && !share(0, 16) && !share(16, 1) && !share(0, 3));
     }
 
     #[test]

@@ -67,6 +67,10 @@ impl Target {
             Ok(metadata) if Some(FileId::of(&metadata)) == source => {
                 Err(Error::new(ErrorKind::OutputIsSource, "this is the source itself").at_path(path))
             }
+            Ok(metadata) if shares_bytes(&metadata, source) => {
+                let message = "one of source and target is a partition of the other";
+                Err(Error::new(ErrorKind::OutputIsSource, message).at_path(path))
+            }
             Ok(metadata) if metadata.is_file() => Self::existing_file(path, size, force),
             Ok(metadata) if metadata.file_type().is_block_device() => {
                 Self::device(path, size, force, &metadata)
@@ -114,9 +118,10 @@ impl Target {
         if metadata.len() > 0 && !force {
             return Err(Error::new(ErrorKind::TargetNotEmpty, "the file is not empty").at_path(path));
         }
-        // Emptied, not overwritten: no old byte survives under a hole, and the size is the volume's whatever it was.
-        file.set_len(0)
-            .and_then(|()| file.set_len(size))
+        // Emptied, not overwritten: no old byte survives under a hole. That it can be as long as the volume is found out before; it
+        // gets its length when it is whole, so that one that was given up does not look as if it were.
+        file.set_len(size.max(metadata.len()))
+            .and_then(|()| file.set_len(0))
             .map_err(|error| Error::io("sizing the target", path, error))?;
         Ok(Self {
             place: Place::Existing(file),
@@ -261,7 +266,7 @@ impl Target {
     }
 
     /// A stream may turn out to be longer than the target.
-    fn check_room(&self, range: ByteRange) -> Result<()> {
+    pub(crate) fn check_room(&self, range: ByteRange) -> Result<()> {
         match self.room {
             Some(room) if range.end() > room => {
                 let message = format!("the source has more than the {room} bytes of the target");
@@ -295,6 +300,13 @@ impl Target {
                 .sync_all()
                 .map_err(|error| Error::io("making the target durable", &self.path, error)),
         }
+    }
+}
+
+fn shares_bytes(target: &Metadata, source: Option<FileId>) -> bool {
+    match (FileId::of(target), source) {
+        (FileId::Device(target), Some(FileId::Device(source))) => in_use::is_part_of_other(target, source),
+        _ => false,
     }
 }
 

@@ -323,3 +323,62 @@ fn another_frozen_image_under_the_name_is_not_read_on() {
     image::assert_nothing_left(&target);
     second.recv().unwrap().terminate();
 }
+
+/// What was there before is given up with the first byte: whoever ends the copy hears that, and finds no file of the full size.
+#[test]
+fn a_copy_that_is_stopped_says_what_became_of_its_target() {
+    needs!("nbdkit", "qemu-nbd");
+    let site = dense();
+    let slow = Peer::nbdkit(&["-r", "--filter=delay", "file", site.source(), "rdelay=50ms"]);
+    let source = slow.uri_text("");
+    let (file, disk) = (site.old("file", 4096), site.old("disk", site.size()));
+    let target = Peer::qemu_nbd(&["-f", "raw", &disk]);
+    for (target, signal) in [
+        (file.clone(), Some(Signal::SIGTERM)),
+        (file.clone(), None),
+        (target.uri_text(""), Some(Signal::SIGINT)),
+        (target.uri_text(""), None),
+    ] {
+        let deadline = if signal.is_some() { "1h" } else { "700ms" };
+        let arguments = [
+            "--error-format=json",
+            "copy",
+            "--force",
+            "--requests=1",
+            "--connections=1",
+            "--timeout",
+            deadline,
+            &source,
+            &target,
+        ];
+        let copy = program::start("proxy-client", &arguments, std::process::Stdio::null());
+        if let Some(signal) = signal {
+            thread::sleep(Duration::from_millis(700));
+            copy.signal(signal);
+        }
+        let output = copy.wait();
+        let error = program::error_object(&output);
+        let kind = signal.map_or("deadline-passed", |_| "interrupted");
+        assert_eq!(error["kind"], kind, "{error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("is incomplete"), "{error}");
+        assert!(std::fs::metadata(&file).unwrap().len() < site.size());
+    }
+}
+
+#[test]
+fn an_export_that_is_not_frozen_and_shuts_down_is_a_lost_host() {
+    needs!("nbdkit");
+    let site = dense();
+    let peer = Peer::nbdkit(&[
+        "eval",
+        "get_size=echo 32M",
+        "pread=echo ESHUTDOWN it goes down >&2; exit 1",
+    ]);
+    let target = site.path("target");
+    fails(
+        "host-lost",
+        &["--reconnect=2s", &peer.uri_text(""), target.to_str().unwrap()],
+    );
+    image::assert_nothing_left(&target);
+}

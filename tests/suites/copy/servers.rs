@@ -1,5 +1,11 @@
 //! To writable servers that others wrote, and to ours.
 
+use std::io::Write;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
 use tests::peer::Peer;
 use tests::program::Host;
 use tests::{image, needs};
@@ -183,5 +189,57 @@ fn frozen_images_and_origins_of_ours_are_copied() {
     host.terminate();
     for copy in [&target, &back, &site.path("live")] {
         site.assert_copied(copy, 0);
+    }
+}
+
+/// Passes on what one side says to the other, and gives back the last bytes of it.
+fn pass(mut from: UnixStream, mut to: UnixStream) -> Vec<u8> {
+    let (mut buffer, mut last) = (vec![0; 64 << 10], Vec::new());
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+        last.extend_from_slice(&buffer[..length]);
+        last.drain(..last.len().saturating_sub(28));
+    }
+    to.shutdown(std::net::Shutdown::Both).ok();
+    last
+}
+
+/// A socket in front of a server, and the last 28 bytes of every client: a request of nothing but a header.
+fn overheard(server: &Peer, at: &Path) -> mpsc::Receiver<Vec<u8>> {
+    let listener = UnixListener::bind(at).unwrap();
+    let server = server.socket().to_owned();
+    let (to_test, lasts) = mpsc::channel();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, server) = (client.unwrap(), UnixStream::connect(&server).unwrap());
+            let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || pass(back.0, back.1));
+            let to_test = to_test.clone();
+            thread::spawn(move || to_test.send(pass(client, server)).ok());
+        }
+    });
+    lasts
+}
+
+#[test]
+fn whoever_copies_says_goodbye_whether_it_went_well_or_not() {
+    needs!("nbdkit");
+    let site = Site::new();
+    let good = Peer::nbdkit_file(&["-r"], &site.source, &[]);
+    let bad = Peer::nbdkit(&["eval", "get_size=echo 4M", "pread=echo EIO >&2; exit 1"]);
+    for (name, peer, connections, exit) in [("good", &good, 2, 0), ("bad", &bad, 1, 1)] {
+        let socket = site.path(name);
+        let lasts = overheard(peer, &socket);
+        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        let output = program::run("proxy-client", &["copy", "--connections=2", &uri, "null:"]);
+        assert_eq!(output.status.code(), Some(exit));
+        let mut goodbyes = 0;
+        while let Ok(last) = lasts.recv_timeout(Duration::from_secs(2)) {
+            // The magic number of a request, no flags, NBD_CMD_DISC.
+            goodbyes += u32::from(last.starts_with(&[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 2]));
+        }
+        assert_eq!(goodbyes, connections, "{name}");
     }
 }
