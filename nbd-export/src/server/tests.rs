@@ -633,12 +633,12 @@ async fn requests_are_received_no_faster_than_their_replies_are_taken() {
 async fn what_was_sent_before_the_end_is_answered() {
     let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
     let server = Running::start(export, Slow::new(Duration::ZERO)).await;
-    let (mut session, mut requests) = many_requests(&server, 500).await;
+    let (mut session, mut requests) = many_requests(&server, 5000).await;
     session.stream.write_all_buf(&mut requests).await.unwrap();
     session.stream.shutdown().await.unwrap();
     // Long enough for the server to see the end while replies wait.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    for _ in 0..500 {
+    for _ in 0..5000 {
         assert!(session.next().await.is_ok());
     }
 }
