@@ -110,13 +110,15 @@ pub struct ServeArgs {
     /// Trust that nobody changes a volume that nothing can watch (the frozen image is then marked unattested).
     #[arg(long)]
     pub assume_exclusive: bool,
-    /// Serve one client at standard input and output, all exports, and end with it. Nothing is printed there.
+    /// Serve one client at standard input and output (one Unix socket, or two pipes), all exports, and end with it. Nothing is
+    /// printed there, and the log goes nowhere if standard error is the same. TCP connections are for --listen.
     #[arg(long, conflicts_with_all = ["socket", "listen", "origin_listen"])]
     pub single: bool,
     /// Write a newline to descriptor N, and close it, when every export is opened and checked.
     #[arg(long, value_name = "N")]
     pub ready_fd: Option<i32>,
-    /// Most connections that are served at a time; one address, or one local process, gets three quarters of them.
+    /// Most connections that are served at a time; one address (of IPv6: one /64), or one local process, gets three quarters of
+    /// them. Of fewer than four, it gets all.
     #[arg(long, value_name = "N", default_value_t = CONNECTIONS,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=CONNECTIONS_MAX as u64))]
     pub max_connections: usize,

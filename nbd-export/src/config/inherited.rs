@@ -2,10 +2,11 @@
 //! connection of `--single`.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process;
 
@@ -15,7 +16,7 @@ use nix::sys::socket::{
     AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
 };
 use nix::sys::stat::{FileStat, SFlag, fstat};
-use nix::unistd::{dup2_stdin, dup2_stdout};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use volmap::sys::inherited;
 
 use crate::error::{Error, ErrorKind};
@@ -35,6 +36,26 @@ pub enum PassedAddress {
     Tcp(SocketAddr),
 }
 
+impl PassedAddress {
+    /// Why users of this machine whom nobody chose may be able to connect, unless the mode of a file keeps them out.
+    pub fn lets_all_users_in(&self) -> Option<String> {
+        let Self::Unix(path) = self else { return None };
+        let Some(path) = path else {
+            return Some(
+                "a Unix socket without an absolute path has no file whose mode keeps anybody out".to_owned(),
+            );
+        };
+        match fs::metadata(path) {
+            Ok(file) if file.permissions().mode() & 0o002 == 0 => None,
+            Ok(_) => Some(format!("every user may connect to {}", path.display())),
+            Err(error) => Some(format!(
+                "the file mode of {} is not known: {error}",
+                path.display()
+            )),
+        }
+    }
+}
+
 /// A listening socket that was passed.
 #[derive(Debug)]
 pub struct PassedSocket {
@@ -47,7 +68,7 @@ pub struct PassedSocket {
 /// The connection of an agent that serves one client.
 #[derive(Debug)]
 pub enum Stdio {
-    /// One socket.
+    /// One Unix stream socket.
     Socket(OwnedFd),
     /// Two pipes.
     Pipes {
@@ -188,7 +209,10 @@ fn writable(number: RawFd) -> Result<File, Error> {
     }
 }
 
-/// Takes standard input and output as the connection. What is printed by mistake from now on goes nowhere, and not into it.
+/// Takes standard input and output as the connection. What is printed by mistake from now on goes nowhere, and not into it; so does
+/// the log, if whoever started us gave the connection as standard error too.
+///
+/// It has no rules for peers beyond this machine: those are of listeners, so that a TCP connection is none to take here.
 fn take_stdio() -> Result<Stdio, Error> {
     let (stdin, stdout) = (io::stdin(), io::stdout());
     let system = |why: io::Error| Error::caused(ErrorKind::System, "--single", why);
@@ -197,7 +221,8 @@ fn take_stdio() -> Result<Stdio, Error> {
     let (from, to) = (kind(stdin.as_fd())?, kind(stdout.as_fd())?);
     let is = |stat: &FileStat, flag: SFlag| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == flag;
     let input = stdin.as_fd().try_clone_to_owned().map_err(system)?;
-    let stdio = if is(&from, SFlag::S_IFSOCK) && (from.st_dev, from.st_ino) == (to.st_dev, to.st_ino) {
+    let same = |one: &FileStat, other: &FileStat| (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino);
+    let stdio = if is(&from, SFlag::S_IFSOCK) && same(&from, &to) && is_unix_stream(input.as_fd()) {
         Stdio::Socket(input)
     } else if is(&from, SFlag::S_IFIFO) && is(&to, SFlag::S_IFIFO) {
         let output = stdout.as_fd().try_clone_to_owned().map_err(system)?;
@@ -205,7 +230,8 @@ fn take_stdio() -> Result<Stdio, Error> {
     } else {
         return Err(Error::new(
             ErrorKind::Usage,
-            "--single serves the client at standard input and output: they have to be one socket, or two pipes",
+            "--single serves the client at standard input and output: they have to be one Unix stream socket, or two \
+             pipes; for other clients use --listen",
         ));
     };
     let nowhere = File::options()
@@ -215,12 +241,60 @@ fn take_stdio() -> Result<Stdio, Error> {
         .map_err(system)?;
     dup2_stdin(&nowhere).map_err(|errno| system(errno.into()))?;
     dup2_stdout(&nowhere).map_err(|errno| system(errno.into()))?;
+    let told = kind(io::stderr().as_fd())?;
+    if same(&told, &from) || same(&told, &to) {
+        dup2_stderr(&nowhere).map_err(|errno| system(errno.into()))?;
+    }
     Ok(stdio)
+}
+
+fn is_unix_stream(socket: BorrowedFd<'_>) -> bool {
+    use std::os::fd::AsRawFd;
+
+    let name = getsockname::<SockaddrStorage>(socket.as_raw_fd());
+    name.is_ok_and(|name| name.family() == Some(AddressFamily::Unix))
+        && getsockopt(&socket, sockopt::SockType) == Ok(SockType::Stream)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unix_socket_is_as_closed_as_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let address = PassedAddress::Unix(Some(path.clone()));
+        assert!(address.lets_all_users_in().is_some(), "no file, no mode");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        for (mode, open) in [
+            (0o600, false),
+            (0o660, false),
+            (0o755, false),
+            (0o666, true),
+            (0o602, true),
+        ] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(address.lets_all_users_in().is_some(), open, "{mode:o}");
+        }
+        assert!(PassedAddress::Unix(None).lets_all_users_in().is_some());
+        let tcp = PassedAddress::Tcp("127.0.0.1:1".parse().unwrap());
+        assert_eq!(tcp.lets_all_users_in(), None, "that has rules of its own");
+    }
+
+    #[test]
+    fn a_connection_of_one_client_is_a_unix_stream() {
+        use std::net::{TcpListener, TcpStream};
+        use std::os::unix::net::{UnixDatagram, UnixStream};
+
+        let (stream, _other) = UnixStream::pair().unwrap();
+        assert!(is_unix_stream(stream.as_fd()));
+        let (datagrams, _other) = UnixDatagram::pair().unwrap();
+        assert!(!is_unix_stream(datagrams.as_fd()));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(!is_unix_stream(tcp.as_fd()));
+    }
 
     #[test]
     fn only_what_was_passed_to_this_process_is_taken() {

@@ -82,6 +82,14 @@ impl Listener {
             Self::Passed(socket) => matches!(socket.address, PassedAddress::Unix(_)),
         }
     }
+
+    /// Why it may be open to users whom nobody chose, where its mode is not ours to set.
+    fn lets_all_users_in(&self) -> Option<String> {
+        match self {
+            Self::Passed(socket) => socket.address.lets_all_users_in(),
+            _ => None,
+        }
+    }
 }
 
 /// The control socket.
@@ -233,6 +241,16 @@ impl ServeConfig {
             .chain(self.writables.iter().map(|w| format!("--writable {}", w.name)))
             .chain(self.tags.iter().map(|t| format!("--tag {}", t.name)))
             .next();
+        let by_socket = || self.access.have_local().then(|| "--allow …=unix".to_owned());
+        if let Some(option) = writable.clone().or_else(by_socket)
+            && self.tls_directory.is_none()
+            && let Some(why) = self.listeners.iter().find_map(Listener::lets_all_users_in)
+        {
+            return Err(usage(format!(
+                "{option} is for those whom a Unix socket lets in, but of LISTEN_FDS {why}: set SocketMode=0600 in \
+                 the socket's unit, with an absolute path as ListenStream="
+            )));
+        }
         match writable {
             Some(option) if !self.listeners.iter().any(Listener::offers_writable) => Err(usage(format!(
                 "{option}: writable exports are offered on Unix sockets, --origin-listen and --single only: give one \
@@ -376,6 +394,8 @@ fn listeners(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use clap::Parser;
 
     use super::*;
@@ -451,7 +471,58 @@ mod tests {
     }
 
     #[test]
+    fn passed_unix_sockets_keep_other_users_from_what_can_be_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |mode| {
+            let path = directory.path().join(format!("{mode:o}"));
+            std::fs::write(&path, "").unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            PassedAddress::Unix(Some(path))
+        };
+        let passed = |address: &PassedAddress, line: &[&str]| {
+            let words = ["nbd-export", "serve", "a=/a"].iter().chain(line);
+            let Verb::Serve(args) = Cli::try_parse_from(words).unwrap().verb else {
+                panic!("serve");
+            };
+            let socket = PassedSocket {
+                socket: std::fs::File::open("/dev/null").unwrap().into(),
+                address: address.clone(),
+            };
+            ServeConfig::new(&args, vec![socket], None)
+        };
+        let (private, open) = (
+            [file(0o600), file(0o660)],
+            [file(0o666), PassedAddress::Unix(None)],
+        );
+        for theirs in [
+            &["--origin", "o=/o", "--copy-area", "/ca"][..],
+            &["--writable", "w=/w"],
+            &["--tag", "a=/t"],
+            &["--allow", "a=10.0.0.1,unix"],
+        ] {
+            for address in &private {
+                assert!(passed(address, theirs).is_ok(), "{address:?} {theirs:?}");
+            }
+            for address in &open {
+                let error = passed(address, theirs).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Usage);
+                assert!(error.to_string().contains("SocketMode=0600"), "{error}");
+                let encrypted = [theirs, &["--tls-dir", "/pki"]].concat();
+                assert!(passed(address, &encrypted).is_ok(), "{address:?} {theirs:?}");
+            }
+        }
+        for address in &open {
+            assert!(
+                passed(address, &[]).is_ok(),
+                "frozen images are for all who reach it"
+            );
+            assert!(passed(address, &["--allow", "a=10.0.0.1"]).is_ok());
+        }
+    }
+
+    #[test]
     fn passed_sockets_are_the_only_ones_and_obey_the_same_rule() {
+        let private = tempfile::NamedTempFile::new().unwrap();
         let passed = |address: &str, line: &[&str]| {
             let words = ["nbd-export", "serve", "--origin", "a=/a", "--copy-area", "/ca"];
             let Verb::Serve(args) = Cli::try_parse_from(words.iter().chain(line)).unwrap().verb else {
@@ -462,7 +533,7 @@ mod tests {
                 address,
             };
             let sockets = vec![
-                socket(PassedAddress::Unix(None)),
+                socket(PassedAddress::Unix(Some(private.path().to_owned()))),
                 socket(PassedAddress::Tcp(address.parse().unwrap())),
             ];
             ServeConfig::new(&args, sockets, None)

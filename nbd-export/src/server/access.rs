@@ -114,6 +114,11 @@ impl AllowLists {
         entries.any(|entry| matches!(entry, Allowed::Name(_)))
     }
 
+    /// Whether some entry holds for whoever reaches a Unix socket.
+    pub fn have_local(&self) -> bool {
+        self.0.values().flatten().any(|entry| *entry == Allowed::Local)
+    }
+
     /// Whether a client may have a volume, with its frozen images and its tag.
     pub fn admit(&self, volume: &str, client: &Client) -> bool {
         self.0

@@ -1,9 +1,11 @@
-//! Who is let in: a crowd of half-open handshakes, or one client with many connections, must not lock the others out.
+//! Who is let in: a crowd of half-open handshakes, or one client with many connections, is to cost others as little as possible.
 //!
 //! A connection that is still in its handshake costs little, and whoever floods us has no reason to end one. So a new connection is
-//! always let in, and where there are too many handshakes one of the crowd goes: the oldest of the peer that has most of them. A
-//! session costs more and is the client's for as long as it likes, so seats are limited, and no peer may have all of them.
+//! always let in, and where there are too many handshakes one goes: the oldest of the largest crowd, or the oldest of all where nobody
+//! is one. What an honest client gets is time: one behind a slow link can still be pushed out, by a flood from its own address or from
+//! many. A session costs more and is the client's for as long as it likes, so seats are limited, and no peer may have all of them.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::limits::{HANDSHAKES_MAX, Limits};
+use super::limits::{CROWD, HANDSHAKES_MAX, Limits};
 
 /// Who is at the other end, as far as shares go.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -67,6 +69,8 @@ pub(super) struct Ticket {
     number: u64,
     peer: Peer,
     seated: AtomicBool,
+    /// Whether the operator was told that it found no seat.
+    told: AtomicBool,
 }
 
 /// Ready when a handshake has to make room for newer ones.
@@ -103,6 +107,7 @@ impl Admission {
             number,
             peer,
             seated: AtomicBool::new(false),
+            told: AtomicBool::new(false),
         };
         (ticket, evicted)
     }
@@ -115,13 +120,17 @@ impl Admission {
 
 impl State {
     fn evict(&mut self) {
-        let mut crowds: BTreeMap<Peer, (usize, u64)> = BTreeMap::new();
+        let mut peers: BTreeMap<Peer, (usize, u64)> = BTreeMap::new();
         for (number, handshake) in &self.handshakes {
-            crowds.entry(handshake.peer).or_insert((0, *number)).0 += 1;
+            peers.entry(handshake.peer).or_insert((0, *number)).0 += 1;
         }
-        let largest = crowds.values().max_by_key(|(count, _)| *count);
-        if let Some((_, oldest)) = largest {
-            self.handshakes.remove(oldest);
+        let largest = peers
+            .into_values()
+            .filter(|(count, _)| *count > CROWD)
+            .max_by_key(|(count, oldest)| (*count, Reverse(*oldest)));
+        let oldest = self.handshakes.keys().next().copied();
+        if let Some(victim) = largest.map(|(_, oldest)| oldest).or(oldest) {
+            self.handshakes.remove(&victim);
         }
     }
 }
@@ -141,6 +150,11 @@ impl Ticket {
         *taken += 1;
         self.seated.store(true, Ordering::Relaxed);
         true
+    }
+
+    /// Whether it is news that there is no seat: a client may ask as often as it likes, and must not fill the log.
+    pub(super) fn is_news(&self) -> bool {
+        !self.told.swap(true, Ordering::Relaxed)
     }
 
     /// The handshake is over: nobody's crowd any more.
@@ -197,6 +211,57 @@ mod tests {
         assert_eq!(admission.state().handshakes.len(), HANDSHAKES_MAX);
         drop(crowd);
         assert_eq!(admission.state().handshakes.len(), 4);
+    }
+
+    #[test]
+    fn without_a_crowd_the_oldest_goes_whatever_its_address() {
+        let admission = admission(8);
+        // A pool of a few connections is no crowd, and the highest address is nobody's fault.
+        let high = Peer::V4(Ipv4Addr::BROADCAST);
+        let mut others: Vec<_> = (0..HANDSHAKES_MAX - CROWD)
+            .map(|n| admission.enter(Peer::Process(i32::try_from(n).unwrap())))
+            .collect();
+        let mut pool: Vec<_> = (0..CROWD).map(|_| admission.enter(high)).collect();
+        let newer: Vec<_> = (0..others.len())
+            .map(|n| admission.enter(Peer::V6(n as u64)))
+            .collect();
+        assert!(others.iter_mut().all(|(_, evicted)| is_evicted(evicted)));
+        assert!(!pool.iter_mut().any(|(_, evicted)| is_evicted(evicted)));
+        let _one_more = admission.enter(Peer::Unnamed);
+        assert!(is_evicted(&mut pool[0].1), "its turn has come");
+        drop(newer);
+    }
+
+    #[test]
+    fn of_two_crowds_the_larger_loses_its_oldest_and_of_equal_ones_the_older() {
+        let admission = admission(8);
+        let crowd = |peer, count| -> Vec<_> { (0..count).map(|_| admission.enter(peer)).collect() };
+        let mut good = crowd(Peer::Process(1), CROWD);
+        // The older of the two is the one that comes first by address.
+        let mut older = crowd(Peer::Process(2), CROWD + 1);
+        let mut newer = crowd(Peer::V6(0), CROWD + 1);
+        admission.make_room();
+        assert!(is_evicted(&mut older[0].1) && !is_evicted(&mut newer[0].1));
+        admission.make_room();
+        assert!(is_evicted(&mut newer[0].1), "now it is the larger");
+        assert!(!older[1..].iter_mut().any(|(_, evicted)| is_evicted(evicted)));
+        // Nobody is a crowd any more.
+        admission.make_room();
+        assert!(is_evicted(&mut good[0].1));
+    }
+
+    #[test]
+    fn a_client_without_a_seat_is_news_once() {
+        let admission = admission(1);
+        let (first, second) = (
+            admission.enter(Peer::Process(1)).0,
+            admission.enter(Peer::Process(2)).0,
+        );
+        assert!(first.take_seat());
+        let told = (0..100)
+            .filter(|_| !second.take_seat() && second.is_news())
+            .count();
+        assert_eq!(told, 1);
     }
 
     #[test]

@@ -215,10 +215,12 @@ impl Catalogue for ClientView<'_> {
     fn describe(&self, name: &str) -> Result<crate::proto::ExportInfo, Refusal> {
         let info = self.look_up(name)?.info();
         if !self.ticket.take_seat() {
-            tracing::warn!(
-                export = name,
-                "refused: there are as many connections as --max-connections allows"
-            );
+            if self.ticket.is_news() {
+                tracing::warn!(
+                    export = name,
+                    "refused: there are as many connections as --max-connections allows"
+                );
+            }
             return Err(Refusal::Busy);
         }
         Ok(crate::proto::ExportInfo {

@@ -27,9 +27,13 @@ pub const CONNECTIONS: usize = 256;
 /// Most sessions that can be asked for: threads and descriptors of more are a burden to any machine.
 pub const CONNECTIONS_MAX: usize = 16_384;
 
-/// Handshakes at a time, beside the sessions. Each keeps a descriptor and at most one option, so that all together take 32 MiB; and a
-/// client among them is through with its own long before a flood from its own address has opened as many.
+/// Handshakes at a time, beside the sessions. Each keeps a descriptor and at most one option, so that all together take 32 MiB. A client
+/// on this machine or near it is usually through with its own before a flood from its own address has opened as many; one behind a slow
+/// link, or one that has TLS to do first, need not be.
 pub const HANDSHAKES_MAX: usize = 512;
+
+/// Handshakes of one peer that are still no crowd: a client that opens all its connections at once has four to eight.
+pub const CROWD: usize = 16;
 
 /// Descriptors that a session may take: its socket, and what its reactor needs.
 pub const SESSION_DESCRIPTORS: usize = 6;

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net;
 
-use nix::sys::socket::{SockType, getsockopt, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -160,20 +160,7 @@ fn take_over(passed: &PassedSocket) -> io::Result<(Socket, Address)> {
 fn connected(stdio: &Stdio) -> io::Result<Box<dyn Stream>> {
     match stdio {
         Stdio::Socket(socket) => {
-            let socket = socket.try_clone()?;
-            if getsockopt(&socket, sockopt::SockType)? != SockType::Stream {
-                return Err(io::Error::other("not a stream socket"));
-            }
-            let is_tcp = getsockopt(&socket, sockopt::TcpNoDelay).is_ok();
-            if is_tcp {
-                let stream = std::net::TcpStream::from(socket);
-                stream.set_nonblocking(true)?;
-                let stream = TcpStream::from_std(stream)?;
-                stream.set_nodelay(true)?;
-                keep_alive(&stream)?;
-                return Ok(Box::new(stream));
-            }
-            let stream = net::UnixStream::from(socket);
+            let stream = net::UnixStream::from(socket.try_clone()?);
             stream.set_nonblocking(true)?;
             Ok(Box::new(UnixStream::from_std(stream)?))
         }
@@ -209,6 +196,8 @@ fn absolute(path: &std::path::Path) -> std::path::PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::getsockopt;
+
     use super::*;
 
     #[tokio::test]

@@ -467,11 +467,12 @@ async fn disconnect_and_shutdown_finish_what_is_in_flight() {
     tokio::time::sleep(Duration::from_millis(30)).await;
     server.stop();
     assert!(busy.next().await.is_ok());
-    drop(idle);
     tokio::time::timeout(Duration::from_secs(5), server.done)
         .await
         .expect("the server ends")
         .unwrap();
+    // Half-open to the end, and not what the server waited for.
+    drop(idle);
     assert!(!server.dir.path().join("s").exists());
 }
 
@@ -568,6 +569,9 @@ async fn writable_exports_say_so() {
     let live = server.session("w", HeaderStyle::Extended, &[]).await;
     assert!(flags(&live).contains(TransmissionFlags::SEND_FUA | TransmissionFlags::SEND_TRIM));
     assert!(!flags(&live).contains(TransmissionFlags::READ_ONLY));
+    for never in [TransmissionFlags::ROTATIONAL, TransmissionFlags::SEND_RESIZE] {
+        assert!(!flags(&frozen).contains(never) && !flags(&live).contains(never));
+    }
     let missing = Session::open(server.connect().await, "x", HeaderStyle::Extended, &[]).await;
     assert!(missing.is_err());
 }

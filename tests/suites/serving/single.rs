@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Stdio};
 
 use tests::program::built;
@@ -57,6 +60,71 @@ fn two_pipes_carry_it_and_nothing_else() {
     output.read_to_end(&mut rest).unwrap();
     assert_eq!(rest, b"", "no URI and no READY in the midst of the protocol");
     assert!(agent.wait().unwrap().success(), "it ends with its client");
+}
+
+#[test]
+fn a_log_that_would_go_into_the_connection_goes_nowhere() {
+    let ground = Ground::new();
+    // A whole session's worth of log, from the start to a handshake that fails.
+    let nonsense = [&[0, 0, 0, 3][..], &[0xff; 16]].concat();
+    let agent = |stdin: Stdio, redirection: &str| {
+        let mut command = Command::new("sh");
+        command
+            .arg("-c")
+            .arg(format!("exec \"$0\" \"$@\" {redirection}"))
+            .arg(built("nbd-export"))
+            .args(["serve", "--single", &ground.volume()])
+            .env("RUST_LOG", "trace")
+            .stdin(stdin);
+        command
+    };
+    let is_greeting_alone = |told: &[u8]| {
+        assert_eq!(told.len(), 18, "{}", String::from_utf8_lossy(told));
+        assert_eq!(&told[..16], b"NBDMAGICIHAVEOPT");
+    };
+
+    // As inetd and systemd give it: one socket for all three.
+    let (mut client, server) = UnixStream::pair().unwrap();
+    let mut running = agent(OwnedFd::from(server).into(), ">&0 2>&0").spawn().unwrap();
+    client.write_all(&nonsense).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut told = Vec::new();
+    client.read_to_end(&mut told).unwrap();
+    is_greeting_alone(&told);
+    assert!(running.wait().unwrap().success());
+
+    let mut running = agent(Stdio::piped(), "2>&1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    running.stdin.take().unwrap().write_all(&nonsense).unwrap();
+    let output = running.wait_with_output().unwrap();
+    is_greeting_alone(&output.stdout);
+    assert!(output.status.success());
+}
+
+#[test]
+fn a_connection_from_afar_has_no_way_around_the_listeners() {
+    let ground = Ground::new();
+    fs::write(ground.path("live"), [0; 1 << 20]).unwrap();
+    let live = format!("live={}", ground.path("live"));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    let (datagrams, _other) = UnixDatagram::pair().unwrap();
+    for connection in [OwnedFd::from(server), datagrams.into()] {
+        let output = Command::new(built("nbd-export"))
+            .args(["serve", "--single", "--writable", &live])
+            .stdin(connection.try_clone().unwrap())
+            .stdout(connection)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        assert!(failure(&output, 2).contains("use --listen"));
+    }
+    let mut told = Vec::new();
+    (&client).read_to_end(&mut told).unwrap();
+    assert_eq!(told, b"", "not even a greeting");
 }
 
 #[test]

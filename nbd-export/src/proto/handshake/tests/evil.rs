@@ -162,6 +162,45 @@ fn broken_rules_of_go_are_noticed() {
 }
 
 #[test]
+fn flags_that_the_session_cannot_have_are_forgotten() {
+    const DF_AND_FILTER: TransmissionFlags =
+        TransmissionFlags::SEND_DF.with(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+    let offered = TransmissionFlags::HAS_FLAGS.with(DF_AND_FILTER);
+    let info = [
+        &[0, 0, 0, 0, 0, 0, 0, 0, 16, 0][..],
+        &offered.to_wire().to_be_bytes(),
+    ]
+    .concat();
+    let go = [
+        (OptionCode::GO, OptionReplyCode::INFO, &info[..]),
+        (OptionCode::GO, ACK, b""),
+    ];
+    let no_ext = (OptionCode::EXTENDED_HEADERS, UNSUP, &b""[..]);
+    for (style, raised, kept) in [
+        (
+            HeaderStyle::Simple,
+            vec![no_ext, (OptionCode::STRUCTURED_REPLY, UNSUP, b"")],
+            TransmissionFlags::NONE,
+        ),
+        (
+            HeaderStyle::Structured,
+            vec![no_ext, (OptionCode::STRUCTURED_REPLY, ACK, b"")],
+            TransmissionFlags::SEND_DF,
+        ),
+        (HeaderStyle::Extended, vec![EXT], DF_AND_FILTER),
+    ] {
+        let server = says(&[&raised[..], &go].concat());
+        let Ok(ClientProgress::Done(Outcome::Transmission(session))) =
+            listen(enter("", &[]), &server, usize::MAX).0
+        else {
+            panic!("{style:?}");
+        };
+        assert_eq!(session.style, style);
+        assert_eq!(session.export.flags, TransmissionFlags::HAS_FLAGS.with(kept));
+    }
+}
+
+#[test]
 fn size_limit_is_exact() {
     let size = |size: u64| {
         let info = [&[0, 0][..], &size.to_be_bytes(), &[0, 1]].concat();
