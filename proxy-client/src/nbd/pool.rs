@@ -7,7 +7,7 @@
 //!   answered while none was lost ([`Pool::losses`]).
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,6 +48,26 @@ impl Default for PoolOptions {
     }
 }
 
+/// The losses that were noticed, and the connections whose loss may not have been. Beside the connections themselves, which are locked
+/// while one is taken up again: a loss that is overlooked is a write that is not made again.
+#[derive(Default)]
+struct Losses {
+    noticed: u64,
+    /// `None`: lost, and counted.
+    watched: Vec<Option<Weak<Connection>>>,
+}
+
+impl Losses {
+    fn count(&self) -> u64 {
+        let unnoticed = self.watched.iter().flatten().filter(|connection| {
+            connection
+                .upgrade()
+                .is_none_or(|connection| connection.has_ended())
+        });
+        self.noticed + unnoticed.count() as u64
+    }
+}
+
 /// Connections to an export. Requests go to them in turn.
 pub struct Pool {
     uri: NbdUri,
@@ -57,7 +77,7 @@ pub struct Pool {
     frozen: Option<ContextName>,
     connections: Vec<RwLock<Arc<Connection>>>,
     next: AtomicUsize,
-    lost: AtomicU64,
+    losses: Mutex<Losses>,
     taken_up: AtomicU64,
     given_up: OnceLock<NbdError>,
     buffers: BufferPool,
@@ -99,12 +119,17 @@ impl Pool {
             frozen,
             connections: vec![RwLock::new(Arc::new(first))],
             next: AtomicUsize::new(0),
-            lost: AtomicU64::new(0),
+            losses: Mutex::default(),
             taken_up: AtomicU64::new(0),
             given_up: OnceLock::new(),
             buffers,
         };
         pool.widen().await?;
+        pool.noted().watched = pool
+            .connections
+            .iter_mut()
+            .map(|connection| Some(Arc::downgrade(connection.get_mut())))
+            .collect();
         Ok(pool)
     }
 
@@ -191,14 +216,11 @@ impl Pool {
 
     /// How often a connection was lost so far, noticed or not.
     pub fn losses(&self) -> u64 {
-        let unnoticed = |connection: &&RwLock<Arc<Connection>>| {
-            // One that is locked is being replaced, and counted.
-            connection
-                .try_read()
-                .is_ok_and(|connection| connection.has_ended())
-        };
-        let unnoticed = self.connections.iter().filter(unnoticed).count();
-        self.lost.load(Ordering::SeqCst) + unnoticed as u64
+        self.noted().count()
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Losses> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often a lost connection was taken up again.
@@ -266,11 +288,16 @@ impl Pool {
             // Somebody else was faster.
             return Ok(());
         }
-        self.lost.fetch_add(1, Ordering::SeqCst);
+        {
+            let mut losses = self.noted();
+            losses.noticed += 1;
+            losses.watched[number] = None;
+        }
         tracing::warn!(%error, "a connection is lost");
         match self.connect_again(error).await {
             Ok(connection) => {
                 *current = Arc::new(connection);
+                self.noted().watched[number] = Some(Arc::downgrade(&current));
                 self.taken_up.fetch_add(1, Ordering::SeqCst);
                 tracing::info!("connected again");
                 Ok(())
