@@ -1,6 +1,8 @@
 //! Bytes from one place to another: one trait for what is read, one for what is written, and one engine between them.
 //!
-//!     reader ─► pieces in order ─► fetched side by side ─► writer ─► flush ─► finish
+//! ```text
+//! reader ─► pieces in order ─► fetched side by side ─► writer ─► flush ─► finish
+//! ```
 //!
 //! A [`Reader`] gives the pieces of the source: zeroes, bytes that are here, bytes that are still to be fetched. [`run`] keeps many
 //! of them in flight, and hands each to the [`Writer`]. Invariants:
