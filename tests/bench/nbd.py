@@ -45,11 +45,13 @@ class Server:
     """One server process on one file, listening on a Unix socket or TCP."""
 
     def __init__(self, kind, data, transport, scratch, pki=None):
+        self.stopped = False
         self.path = scratch / (kind.replace(" ", "-") + ".sock")
         self.path.unlink(missing_ok=True)
         self.port = free_port()
         self.pki, self.transport = pki, transport
         self.export = "" if kind == "nbdkit" else "e"
+        self.pid_file = None
         command = getattr(self, kind.replace("-", "_").replace(" ", "_"))(str(data), scratch)
         self.process = subprocess.Popen([str(word) for word in command], **NOTHING)
         self.wait()
@@ -83,7 +85,10 @@ class Server:
         config.write_text(
             f"[generic]\nlistenaddr = 127.0.0.1\nport = {self.port}\n{unix}[e]\nexportname = {data}\nreadonly = true\n"
         )
-        return ["nbd-server", "-d", "-C", config]
+        self.pid_file = scratch / "nbd-server.pid"
+        self.pid_file.unlink(missing_ok=True)
+        # It goes to the background: with -d it ends after one client.
+        return ["nbd-server", "-C", config, "-p", self.pid_file]
 
     def uri(self):
         tls = "s" if self.pki else ""
@@ -94,7 +99,7 @@ class Server:
 
     def wait(self):
         for _ in range(3000):
-            if self.process.poll() is not None:
+            if self.process.poll() is not None and not self.pid_file:
                 sys.exit(f"a server ended at once: {' '.join(map(str, self.process.args))}")
             try:
                 family = socket.AF_UNIX if self.transport == "unix" else socket.AF_INET
@@ -105,10 +110,13 @@ class Server:
                 time.sleep(0.02)
         sys.exit("a server does not answer")
 
+    def pid(self):
+        return int(self.pid_file.read_text()) if self.pid_file else self.process.pid
+
     def cpu(self):
         """CPU seconds of the process and its children so far, in steps of a clock tick."""
-        ticks, pids = 0, [self.process.pid]
-        tasks = pathlib.Path(f"/proc/{self.process.pid}/task")
+        ticks, pids = 0, [self.pid()]
+        tasks = pathlib.Path(f"/proc/{self.pid()}/task")
         for task in tasks.iterdir():
             pids += [int(pid) for pid in (task / "children").read_text().split()]
         for pid in pids:
@@ -118,6 +126,14 @@ class Server:
 
     def stop(self):
         """Ends it; CPU seconds of its whole life."""
+        self.stopped = True
+        if self.pid_file:
+            cpu, pid = self.cpu(), self.pid()
+            os.kill(pid, signal.SIGTERM)
+            self.process.wait()
+            while pathlib.Path(f"/proc/{pid}").exists():
+                time.sleep(0.01)
+            return cpu
         self.process.send_signal(signal.SIGTERM)
         _, _, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = 0
@@ -200,7 +216,7 @@ class Bench:
                 try:
                     found[name].append(measure(server))
                 finally:
-                    if server.process.returncode is None and server.process.poll() is None:
+                    if not server.stopped:
                         server.stop()
             print(f"{title}: round {number + 1}/{self.rounds}", file=sys.stderr)
         self.table(title, found)

@@ -95,7 +95,7 @@ impl Wire for Wrapped {
 /// A socket with a thread of its own.
 ///
 /// While requests come one after another, the thread waits for the next in `recv` itself, with a time limit, instead of in the reactor:
-/// that is one system call less for each of them (docs/performance.md). Everything else is done without waiting, whatever the mode of the
+/// that is one system call less for each of them (docs/adr/0002). Everything else is done without waiting, whatever the mode of the
 /// descriptor, but for `sendfile`, which has no flag for it.
 pub(super) struct Socket {
     /// Only what it says of readiness is used, which is the same for a TCP socket.
