@@ -9,6 +9,7 @@ meanwhile: the load average is printed, and absolute numbers mean nothing on ano
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -118,10 +119,13 @@ class Server:
         ticks, pids = 0, [self.pid()]
         tasks = pathlib.Path(f"/proc/{self.pid()}/task")
         for task in tasks.iterdir():
-            pids += [int(pid) for pid in (task / "children").read_text().split()]
+            # Threads and children may end meanwhile; the time of a thread that ended is in its process.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                pids += [int(pid) for pid in (task / "children").read_text().split()]
         for pid in pids:
-            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += sum(map(int, fields[11:15]))
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+                ticks += sum(map(int, fields[11:15]))
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def stop(self):
