@@ -95,6 +95,10 @@ pub struct ServeArgs {
     /// How volumes are frozen.
     #[arg(long, value_enum, value_name = "METHOD", default_value = "auto")]
     pub freeze: FreezeMethod,
+    /// How large the snapshot of a logical volume is: bytes, K, M, G, T, or hundredths of the volume as 15%. A tenth of the volume if
+    /// not given, at least 64M. It has to hold what is overwritten while it lives; when it is full, the frozen image is gone.
+    #[arg(long, value_name = "SIZE|PERCENT%")]
+    pub snapshot_size: Option<String>,
     /// Do not freeze volumes at start, only on request.
     #[arg(long)]
     pub no_freeze: bool,
@@ -149,6 +153,8 @@ pub enum FreezeMethod {
     Reflink,
     /// Writers are kept out for as long as the frozen image lives.
     Quiesce,
+    /// A classic snapshot of a logical volume, removed at the thaw.
+    LvmSnapshot,
     /// The volume does not change: a snapshot, or a detached or read-only device.
     Static,
 }

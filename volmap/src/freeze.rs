@@ -1,29 +1,34 @@
 //! Freezing a volume: which provider takes it.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::libc;
 
 use crate::frozen::lease_table::LeaseTable;
-use crate::frozen::{FrozenImage, fixed, quiesce, reflink};
+use crate::frozen::{FrozenImage, fixed, lvm_snapshot, quiesce, reflink};
 use crate::generation::GenerationClock;
 use crate::layers::{Layers, VolumeKind};
+use crate::lvm::{Lvm, LvmError};
+use crate::sys::DeviceNumber;
 
-pub use crate::frozen::{FreezeError, leftover_clones};
+pub use crate::frozen::{FreezeError, SnapshotSize, leftover_clones};
 
 /// How to freeze.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Method {
-    /// The best that fits: a file by reflink, else by quiesce; a file declared as a disk, and a block device, as `static`.
+    /// The best that fits: a file by reflink, else by quiesce; a logical volume by `lvm-snapshot`; a file declared as a disk, and a
+    /// block device, as `static`.
     #[default]
     Auto,
     /// A clone of the file.
     Reflink,
     /// The file itself, held free of writers.
     Quiesce,
+    /// A classic snapshot of a logical volume.
+    LvmSnapshot,
     /// What is frozen already.
     Static,
 }
@@ -35,6 +40,8 @@ pub struct FreezeOptions {
     pub method: Method,
     /// Where clones go; beside the volume if not given.
     pub clone_dir: Option<PathBuf>,
+    /// How large the snapshot of a logical volume is; a tenth of it if not given, at least 64 MiB.
+    pub snapshot_size: Option<SnapshotSize>,
     /// The operator's word that nobody writes to the volume while it is frozen, where nothing would notice.
     pub assume_exclusive: bool,
 }
@@ -46,7 +53,7 @@ pub struct FreezeOptions {
 pub fn freeze(
     path: &Path,
     options: &FreezeOptions,
-    layers: &Layers,
+    layers: &Arc<Layers>,
     clock: &Arc<GenerationClock>,
 ) -> Result<Arc<dyn FrozenImage>, FreezeError> {
     let file = open(path)?;
@@ -54,41 +61,106 @@ pub fn freeze(
         path: path.to_owned(),
         source,
     })?;
+    match kind {
+        VolumeKind::File | VolumeKind::DeclaredDisk => freeze_file(path, file, kind, options, layers, clock),
+        VolumeKind::BlockDevice => freeze_device(path, &file, options, layers, clock),
+    }
+}
+
+fn freeze_file(
+    path: &Path,
+    file: File,
+    kind: VolumeKind,
+    options: &FreezeOptions,
+    layers: &Layers,
+    clock: &GenerationClock,
+) -> Result<Arc<dyn FrozenImage>, FreezeError> {
     let alone = options.assume_exclusive;
     let by_clone = |file: &File| reflink::freeze(path, file, options.clone_dir.as_deref(), layers, clock);
-    let image = match (options.method, kind) {
-        (Method::Auto, VolumeKind::File) => match by_clone(&file) {
+    let image = match options.method {
+        Method::Auto if kind == VolumeKind::File => match by_clone(&file) {
             Err(FreezeError::CloneUnsupported { .. }) => quiesce::freeze(path, file, alone, layers, clock),
             other => other,
         },
-        (Method::Reflink, VolumeKind::File | VolumeKind::DeclaredDisk) => by_clone(&file),
-        (Method::Quiesce, VolumeKind::File | VolumeKind::DeclaredDisk) => {
-            quiesce::freeze(path, file, alone, layers, clock)
-        }
-        (Method::Auto, VolumeKind::DeclaredDisk)
-        | (Method::Static, VolumeKind::File | VolumeKind::DeclaredDisk) => {
-            fixed::freeze_file(path, file, alone, layers, clock)
-        }
-        (Method::Auto, VolumeKind::BlockDevice) if !alone => Err(FreezeError::Unfit {
-            path: path.to_owned(),
-            method: "auto",
-            why: "a live block device cannot be frozen from here; serve it as an --origin with a copy area, or freeze \
-                  a snapshot of it; if it lies still already, say --freeze static (read-only device) or --assume-exclusive",
-        }),
-        (Method::Auto | Method::Static, VolumeKind::BlockDevice) => {
-            fixed::freeze_device(path, alone, layers, clock)
-        }
-        (method @ (Method::Reflink | Method::Quiesce), VolumeKind::BlockDevice) => Err(FreezeError::Unfit {
-            path: path.to_owned(),
-            method: if method == Method::Reflink {
-                reflink::METHOD
-            } else {
-                quiesce::METHOD
-            },
-            why: "it is a block device, and this is for files",
-        }),
+        Method::Reflink => by_clone(&file),
+        Method::Quiesce => quiesce::freeze(path, file, alone, layers, clock),
+        Method::Auto | Method::Static => fixed::freeze_file(path, file, alone, layers, clock),
+        Method::LvmSnapshot => Err(unfit(
+            path,
+            lvm_snapshot::METHOD,
+            "it is a file, and this is for logical volumes",
+        )),
     };
     Ok(Arc::new(image?))
+}
+
+fn freeze_device(
+    path: &Path,
+    file: &File,
+    options: &FreezeOptions,
+    layers: &Arc<Layers>,
+    clock: &Arc<GenerationClock>,
+) -> Result<Arc<dyn FrozenImage>, FreezeError> {
+    const FOR_FILES: &str = "it is a block device, and this is for files";
+    let alone = options.assume_exclusive;
+    let method = match options.method {
+        Method::Auto => auto_for_device(path, file, alone)?,
+        method => method,
+    };
+    Ok(match method {
+        Method::LvmSnapshot => Arc::new(lvm_snapshot::freeze(
+            path,
+            file,
+            options.snapshot_size,
+            layers,
+            clock,
+        )?),
+        Method::Auto | Method::Static => Arc::new(fixed::freeze_device(path, alone, layers, clock)?),
+        Method::Reflink => return Err(unfit(path, reflink::METHOD, FOR_FILES)),
+        Method::Quiesce => return Err(unfit(path, quiesce::METHOD, FOR_FILES)),
+    })
+}
+
+/// What `auto` takes for a block device: a live one has to be a logical volume.
+fn auto_for_device(path: &Path, file: &File, alone: bool) -> Result<Method, FreezeError> {
+    if alone {
+        return Ok(Method::Static);
+    }
+    let by_lvm = |source| FreezeError::Lvm {
+        path: path.to_owned(),
+        source,
+    };
+    let volume = match Lvm::behind(device_number(path, file)?) {
+        Ok(volume) => volume,
+        // Not root: nobody could freeze it by LVM either.
+        Err(LvmError::DeviceMapper(_)) => None,
+        Err(error) => return Err(by_lvm(error)),
+    };
+    match volume {
+        Some((_, volume)) if lvm_snapshot::fits(&volume).is_ok() => Ok(Method::LvmSnapshot),
+        _ => Err(unfit(
+            path,
+            "auto",
+            "a live block device that is no logical volume cannot be frozen from here; serve it as an --origin with a copy area, or \
+             freeze a snapshot of it; if it lies still already, say --freeze static (read-only device) or --assume-exclusive",
+        )),
+    }
+}
+
+fn device_number(path: &Path, file: &File) -> Result<DeviceNumber, FreezeError> {
+    let metadata = file.metadata().map_err(|source| FreezeError::Open {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(DeviceNumber::from_stat(metadata.rdev()))
+}
+
+fn unfit(path: &Path, method: &'static str, why: &'static str) -> FreezeError {
+    FreezeError::Unfit {
+        path: path.to_owned(),
+        method,
+        why,
+    }
 }
 
 /// Opens a volume for reading, without breaking what others hold on it.

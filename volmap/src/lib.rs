@@ -12,6 +12,7 @@ pub mod generation;
 pub mod identity;
 pub mod layers;
 pub mod limits;
+pub mod lvm;
 pub mod map;
 pub mod probe;
 pub mod range;

@@ -43,3 +43,32 @@ pub const TAG_BLOCK: u64 = 4096;
 
 /// The size of a tag that is made: the recognisable block and 15 for nonces, so that several proxies can each have one.
 pub const TAG_DEFAULT: u64 = 16 * TAG_BLOCK;
+
+/// Time that a command of LVM's has which only asks. It reads the labels of every disk, and waits while another command changes the
+/// same volume group.
+pub const LVM_QUERY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Time that a command of LVM's has which changes something: a snapshot waits for all dirty pages of a mounted origin to be written.
+pub const LVM_CHANGE_PATIENCE: Duration = Duration::from_secs(180);
+
+/// Time that a command has to end once it was asked to, and that its output may lag behind its end.
+pub const LVM_END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes of a command's output that are kept. A report has some hundred bytes for a logical volume.
+pub const LVM_OUTPUT_MAX: usize = 16 << 20;
+
+/// Bytes of a command's complaints that are told: more than a screen of them explains nothing.
+pub const LVM_STDERR_TOLD: usize = 2048;
+
+/// Time that the log of a snapshot may lag behind its status before an answer does without the places in question: longer than a copy
+/// takes on a busy disk, shorter than a client waits.
+pub const LOG_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Time between two looks at a log that lags behind. A copy takes some milliseconds.
+pub const LOG_POLL: Duration = Duration::from_millis(1);
+
+/// Time that a snapshot has to be removed while somebody has it open. The agent gives all thaws 30 seconds at its end.
+pub const SNAPSHOT_REMOVAL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Time between two tries to remove a snapshot.
+pub const SNAPSHOT_REMOVAL_RETRY: Duration = Duration::from_millis(300);

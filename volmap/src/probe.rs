@@ -9,12 +9,13 @@ use nix::libc;
 use nix::unistd::{AccessFlags, access};
 
 use crate::freeze::{FreezeOptions, open};
-use crate::frozen::{Attestation, FreezeError, Stability, Strength, fixed, quiesce, reflink};
+use crate::frozen::{Attestation, FreezeError, Stability, Strength, fixed, lvm_snapshot, quiesce, reflink};
 use crate::layers::{Layers, Mapping, VolumeKind};
+use crate::lvm::Lvm;
 use crate::map::Content;
 use crate::range::ByteRange;
 use crate::store::{Place, StoreGraph, StoreId};
-use crate::sys::{block_device, clone, inode_flags, lease};
+use crate::sys::{DeviceNumber, block_device, clone, inode_flags, lease};
 
 /// `CAP_LINUX_IMMUTABLE` of capabilities(7).
 const CAP_LINUX_IMMUTABLE: u32 = 9;
@@ -40,7 +41,7 @@ pub enum Fit {
 /// A provider and how it fits.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProviderFit {
-    /// `reflink`, `quiesce`, `cow`, `static`.
+    /// `reflink`, `quiesce`, `lvm-snapshot`, `cow`, `static`.
     pub provider: &'static str,
     /// How it fits.
     pub fit: Fit,
@@ -134,6 +135,7 @@ pub fn probe(path: &Path, options: &FreezeOptions, layers: &Layers) -> Result<Ve
     Ok(vec![
         provider(reflink::METHOD, look.reflink()),
         provider(quiesce::METHOD, look.quiesce()),
+        provider(lvm_snapshot::METHOD, look.lvm_snapshot()),
         provider("cow", look.cow()),
         provider(fixed::METHOD, look.fixed()),
     ])
@@ -262,6 +264,35 @@ impl Look<'_> {
         }
     }
 
+    fn lvm_snapshot(&self) -> Fit {
+        if self.kind != VolumeKind::BlockDevice {
+            return Fit::Unfit("it is a file, and snapshots of this kind are of logical volumes".to_owned());
+        }
+        let found = self
+            .file
+            .metadata()
+            .map_err(|e| e.to_string())
+            .and_then(|metadata| {
+                Lvm::behind(DeviceNumber::from_stat(metadata.rdev())).map_err(|e| e.to_string())
+            });
+        match found {
+            Err(why) => Fit::Unfit(why),
+            Ok(None) => Fit::Unfit("it is no logical volume".to_owned()),
+            Ok(Some((_, volume))) => match lvm_snapshot::fits(&volume) {
+                Err(why) => Fit::Unfit(why.to_owned()),
+                Ok(()) if volume.group_free == 0 => {
+                    Fit::Unfit(format!("volume group {} is full (vgextend)", volume.name.group()))
+                }
+                Ok(()) => self.fits(
+                    lvm_snapshot::STRENGTH,
+                    Stability::Moves,
+                    Attestation::Witnessed,
+                    None,
+                ),
+            },
+        }
+    }
+
     fn cow(&self) -> Fit {
         if let Err(error) = access(self.path, AccessFlags::W_OK) {
             return Fit::Unfit(format!("it cannot be written to: {error}"));
@@ -349,7 +380,7 @@ mod tests {
         let identity = Identity::from_operator("lun0").unwrap();
         let layers = Layers::new(vec![(path.to_path_buf(), identity)]).unwrap();
         let fits = probe(&path, &FreezeOptions::default(), &layers).unwrap();
-        assert_eq!(fits.len(), 4);
+        assert_eq!(fits.len(), 5);
         assert!(matches!(
             fit_of("static", &fits),
             Fit::Fits {
@@ -368,7 +399,7 @@ mod tests {
 
         let writer = File::options().write(true).open(&path).unwrap();
         let fits = probe(&path, &FreezeOptions::default(), &layers).unwrap();
-        for provider in ["quiesce", "cow", "static"] {
+        for provider in ["quiesce", "lvm-snapshot", "cow", "static"] {
             assert!(matches!(fit_of(provider, &fits), Fit::Unfit(_)), "{provider}");
         }
         drop(writer);

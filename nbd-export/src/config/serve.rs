@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use volmap::freeze::SnapshotSize;
 use volmap::identity::Identity;
 
 use super::arguments::{VolumeName, copy_area, identities, named, socket, volume};
 use super::endpoint::{control_path, reachable, runtime_path, tcp};
 use super::inherited::{PassedAddress, PassedSocket, Stdio};
+use super::size::parse_snapshot_size;
 use crate::cli::{FreezeMethod, ServeArgs, TlsMode};
 use crate::error::{Error, ErrorKind};
 use crate::server::limits::Limits;
@@ -112,6 +114,8 @@ pub struct ServeConfig {
     pub method: FreezeMethod,
     /// Where reflink clones are kept.
     pub clone_dir: Option<PathBuf>,
+    /// How large snapshots of logical volumes are, where somebody said.
+    pub snapshot_size: Option<SnapshotSize>,
     /// Whether the operator vouches for volumes that nothing can watch.
     pub assume_exclusive: bool,
     /// Volumes to serve read-write.
@@ -169,6 +173,7 @@ impl ServeConfig {
             freeze_at_start: !args.no_freeze,
             method: args.freeze,
             clone_dir: args.clone_dir.clone(),
+            snapshot_size: snapshot_size(args)?,
             assume_exclusive: args.assume_exclusive,
             origins: origins(args)?,
             writables,
@@ -263,6 +268,20 @@ impl ServeConfig {
 
 fn usage(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Usage, message)
+}
+
+/// `--snapshot-size`, where snapshots may be made.
+fn snapshot_size(args: &ServeArgs) -> Result<Option<SnapshotSize>, Error> {
+    let Some(text) = &args.snapshot_size else {
+        return Ok(None);
+    };
+    if !matches!(args.freeze, FreezeMethod::Auto | FreezeMethod::LvmSnapshot) {
+        return Err(usage(format!(
+            "--snapshot-size {text}: no snapshot of a logical volume is made with this --freeze"
+        )));
+    }
+    let size = parse_snapshot_size(text).map_err(|why| usage(format!("--snapshot-size {text}: {why}")))?;
+    Ok(Some(size))
 }
 
 /// The n-th copy area belongs to the n-th origin.

@@ -1,5 +1,7 @@
 //! Sizes as operators write them.
 
+use volmap::freeze::SnapshotSize;
+
 /// Why a text is no size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SizeError {
@@ -36,6 +38,35 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
         .ok_or(SizeError::TooLarge)
 }
 
+/// Why a text is no size of a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(super) enum SnapshotSizeError {
+    /// Neither a size nor a percentage.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// Nothing, or more than all.
+    #[error("it is 1% to 100% of the volume, or a size above 0")]
+    Range,
+}
+
+/// A size, or hundredths of the volume as `15%`.
+///
+/// # Errors
+/// [`SnapshotSizeError`].
+pub(super) fn parse_snapshot_size(text: &str) -> Result<SnapshotSize, SnapshotSizeError> {
+    let size = match text.strip_suffix('%') {
+        Some(percent) if percent.bytes().all(|b| b.is_ascii_digit()) => {
+            SnapshotSize::Percent(percent.parse().map_err(|_| SnapshotSizeError::Range)?)
+        }
+        Some(_) => return Err(SizeError::Malformed.into()),
+        None => SnapshotSize::Bytes(parse_size(text)?),
+    };
+    match size {
+        SnapshotSize::Percent(1..=100) | SnapshotSize::Bytes(1..) => Ok(size),
+        _ => Err(SnapshotSizeError::Range),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +94,23 @@ mod tests {
         assert_eq!(parse_size("9223372036854775808"), Err(SizeError::TooLarge));
         assert_eq!(parse_size("8388608T"), Err(SizeError::TooLarge));
         assert_eq!(parse_size("99999999999999999999"), Err(SizeError::TooLarge));
+    }
+
+    #[test]
+    fn a_snapshot_has_a_size_or_a_part_of_the_volume() {
+        assert_eq!(parse_snapshot_size("2G"), Ok(SnapshotSize::Bytes(2 << 30)));
+        assert_eq!(parse_snapshot_size("1"), Ok(SnapshotSize::Bytes(1)));
+        assert_eq!(parse_snapshot_size("1%"), Ok(SnapshotSize::Percent(1)));
+        assert_eq!(parse_snapshot_size("100%"), Ok(SnapshotSize::Percent(100)));
+        for text in ["0", "0%", "101%", "999%", "%"] {
+            assert_eq!(parse_snapshot_size(text), Err(SnapshotSizeError::Range), "{text}");
+        }
+        for text in ["", "x%", "-1%", "1.5%", "G"] {
+            assert_eq!(
+                parse_snapshot_size(text),
+                Err(SizeError::Malformed.into()),
+                "{text}"
+            );
+        }
     }
 }

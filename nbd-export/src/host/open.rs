@@ -38,6 +38,7 @@ impl Host {
                 options: FreezeOptions {
                     method: method(config.method),
                     clone_dir: config.clone_dir.clone(),
+                    snapshot_size: config.snapshot_size,
                     assume_exclusive: config.assume_exclusive,
                 },
                 layers: Arc::clone(&layers),
@@ -108,6 +109,7 @@ fn method(method: FreezeMethod) -> Method {
         FreezeMethod::Auto => Method::Auto,
         FreezeMethod::Reflink => Method::Reflink,
         FreezeMethod::Quiesce => Method::Quiesce,
+        FreezeMethod::LvmSnapshot => Method::LvmSnapshot,
         FreezeMethod::Static => Method::Static,
     }
 }

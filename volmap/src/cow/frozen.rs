@@ -156,7 +156,7 @@ impl Frozen {
                     }
                 }))
         });
-        join(extents, limit)
+        StatusExtent::join(extents, limit)
     }
 
     /// The same without any location.
@@ -165,7 +165,7 @@ impl Frozen {
             .content
             .within(range)
             .map(|e| self.status(e.range, e.content, Generation::NEVER_DIRECT, None));
-        join(extents, limit)
+        StatusExtent::join(extents, limit)
     }
 
     fn status(
@@ -201,32 +201,4 @@ impl Frozen {
         claims.next_slot = end;
         Some(Slot(first))
     }
-}
-
-/// Joins neighbours that continue each other in content, generation and place; stops before extent `limit + 1`.
-fn join(extents: impl Iterator<Item = StatusExtent>, limit: usize) -> Vec<StatusExtent> {
-    let mut joined: Vec<StatusExtent> = Vec::new();
-    for next in extents {
-        if let Some(last) = joined.last_mut()
-            && let Some(both) = continued(last, &next)
-        {
-            last.range = both;
-        } else if joined.len() == limit {
-            break;
-        } else {
-            joined.push(next);
-        }
-    }
-    joined
-}
-
-fn continued(last: &StatusExtent, next: &StatusExtent) -> Option<ByteRange> {
-    let place = match (last.place, next.place) {
-        (None, None) => true,
-        (Some(a), Some(b)) => a.store == b.store && a.offset.checked_add(last.range.len()) == Some(b.offset),
-        _ => false,
-    };
-    (place && last.content == next.content && last.generation == next.generation)
-        .then(|| ByteRange::from_bounds(last.range.start(), next.range.end()))
-        .flatten()
 }

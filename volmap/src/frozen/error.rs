@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::FrozenError;
+use crate::lvm::LvmError;
 
 /// Why a volume was not frozen. Nothing is left behind then.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +101,29 @@ pub enum FreezeError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// LVM did not do it, or did not tell.
+    #[error("{path} cannot be frozen through LVM")]
+    Lvm {
+        /// The volume.
+        path: PathBuf,
+        /// Why.
+        source: LvmError,
+    },
+    /// The volume group has no room for a snapshot.
+    #[error(
+        "{path} cannot be frozen by lvm-snapshot: the snapshot wants {wanted} bytes for what will be overwritten, and volume group \
+         {group} has {free} left: ask for less with --snapshot-size, or extend the group (vgextend)"
+    )]
+    NoRoom {
+        /// The volume.
+        path: PathBuf,
+        /// The volume group.
+        group: String,
+        /// Bytes that are free in it.
+        free: u64,
+        /// Bytes that the snapshot was to have.
+        wanted: u64,
     },
     /// Somebody came in between.
     #[error("the freeze did not hold: {0}")]

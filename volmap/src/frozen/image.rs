@@ -45,7 +45,7 @@ pub enum Attestation {
 pub struct Description {
     /// Drawn at the freeze, never reused.
     pub uuid: Uuid,
-    /// The provider: `reflink`, `quiesce`, `cow`, `static`.
+    /// The provider: `reflink`, `quiesce`, `cow`, `lvm-snapshot`, `static`.
     pub method: &'static str,
     /// What the bytes are good for.
     pub strength: Strength,
@@ -68,6 +68,38 @@ pub struct StatusExtent {
     pub generation: Generation,
     /// Where data lies in the uppermost store; `None` for zeroes, and where there is no location to give.
     pub place: Option<Place>,
+}
+
+impl StatusExtent {
+    /// Joins neighbours that continue each other in content, generation and place; stops before extent `limit + 1`.
+    pub(crate) fn join(extents: impl Iterator<Item = Self>, limit: usize) -> Vec<Self> {
+        let mut joined: Vec<Self> = Vec::new();
+        for next in extents {
+            if let Some(last) = joined.last_mut()
+                && let Some(both) = last.continued(&next)
+            {
+                last.range = both;
+            } else if joined.len() == limit {
+                break;
+            } else {
+                joined.push(next);
+            }
+        }
+        joined
+    }
+
+    fn continued(&self, next: &Self) -> Option<ByteRange> {
+        let place = match (self.place, next.place) {
+            (None, None) => true,
+            (Some(a), Some(b)) => {
+                a.store == b.store && a.offset.checked_add(self.range.len()) == Some(b.offset)
+            }
+            _ => false,
+        };
+        (place && self.content == next.content && self.generation == next.generation)
+            .then(|| ByteRange::from_bounds(self.range.start(), next.range.end()))
+            .flatten()
+    }
 }
 
 impl From<Extent> for StatusExtent {

@@ -11,12 +11,9 @@ use crate::generation::{Generation, GenerationClock};
 use crate::layers::{LayerWitness, Mapping, VolumeKind};
 use crate::map::{Content, Extent};
 use crate::range::ByteRange;
-use crate::storage::{ALIGNMENT, AlignedBuffer, is_aligned};
+use crate::storage::read_direct;
 use crate::store::{Place, StoreGraph, StoreId};
 use crate::sys::page_cache;
-
-/// Bytes that a block device is read in at most at a time: memory for one reader.
-const DEVICE_READ_MAX: usize = 1 << 20;
 
 /// What a provider made, before it becomes a frozen image. Its hold ends with the image.
 pub(super) struct Frozen {
@@ -132,33 +129,9 @@ impl PinnedImage {
     fn copy(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         match self.kind {
             VolumeKind::File | VolumeKind::DeclaredDisk => self.hold.file().read_exact_at(buf, offset),
-            VolumeKind::BlockDevice => self.copy_direct(offset, buf),
+            // The page cache of a block device is not coherent with what other machines, or file systems, do; so past it.
+            VolumeKind::BlockDevice => read_direct(self.hold.file(), offset, buf),
         }
-    }
-
-    /// The page cache of a block device is not coherent with what other machines, or file systems, do; so past it.
-    fn copy_direct(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        if is_aligned(offset, buf) {
-            return self.hold.file().read_exact_at(buf, offset);
-        }
-        let mut at = offset;
-        for part in buf.chunks_mut(DEVICE_READ_MAX) {
-            let before = usize::try_from(at % ALIGNMENT as u64).map_err(io::Error::other)?;
-            let mut whole = AlignedBuffer::zeroed((before + part.len()).next_multiple_of(ALIGNMENT));
-            let wanted = before + part.len();
-            let start = at - before as u64;
-            let mut got = 0;
-            // The last block of a device may be smaller than the alignment: a short read, at the end only.
-            while got < wanted {
-                match self.hold.file().read_at(&mut whole[got..], start + got as u64)? {
-                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    n => got += n,
-                }
-            }
-            part.copy_from_slice(&whole[before..wanted]);
-            at += part.len() as u64;
-        }
-        Ok(())
     }
 }
 
@@ -254,7 +227,7 @@ impl FrozenImage for PinnedImage {
         self.check_content()
     }
 
-    /// The page cache of a block device is not read, see `copy_direct`.
+    /// The page cache of a block device is not read, see `copy`.
     fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool, FrozenError> {
         if self.kind == VolumeKind::BlockDevice {
             return Ok(false);

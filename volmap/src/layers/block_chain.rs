@@ -170,7 +170,7 @@ impl BlockChain<'_> {
     }
 
     /// The view of the device-mapper for this walk. Events count from before the first table is read.
-    fn mapper(&mut self) -> io::Result<Arc<dyn DeviceMapper>> {
+    pub(super) fn mapper(&mut self) -> io::Result<Arc<dyn DeviceMapper>> {
         if let Some(mapper) = &self.mapper {
             return Ok(mapper.clone());
         }

@@ -1,6 +1,6 @@
 //! The map of one volume: what it holds, and the stores under it.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::block_chain::{BlockChain, OpenMapper, segments_within};
 use super::declared::Declared;
+use super::device_walk::DeviceWalk;
 use super::dm_table::DeviceMapper;
 use super::file_extents::{self, FileExtents};
 use super::file_system::FileSystem;
@@ -115,6 +116,35 @@ impl Layers {
             witness,
             kind,
         })
+    }
+
+    /// Looks at devices, adding stores to `graph`, and gives the witness of all that was looked at.
+    ///
+    /// # Errors
+    /// Of `look`.
+    pub(crate) fn walk_devices<T>(
+        &self,
+        graph: &mut StoreGraph,
+        look: impl FnOnce(&mut DeviceWalk<'_>) -> io::Result<T>,
+    ) -> io::Result<(T, LayerWitness)> {
+        let mut witness = LayerWitness::default();
+        let chain = self.chain(graph, &mut witness);
+        let found = look(&mut DeviceWalk { chain })?;
+        Ok((found, witness))
+    }
+
+    /// Opens a block device by its number, whatever its node is called.
+    ///
+    /// # Errors
+    /// There is no node of it, or it cannot be opened.
+    pub(crate) fn open_device(&self, device: DeviceNumber, options: &OpenOptions) -> io::Result<File> {
+        let node = self.sysfs.node(device);
+        let file = options.open(&node)?;
+        if DeviceNumber::from_stat(file.metadata()?.rdev()) == device {
+            Ok(file)
+        } else {
+            Err(io::Error::other(format!("{} is another device", node.display())))
+        }
     }
 
     fn declared_file(&self, metadata: &std::fs::Metadata) -> Option<&Identity> {

@@ -15,6 +15,7 @@
 
 mod block_chain;
 mod declared;
+mod device_walk;
 mod disk_identity;
 mod dm_table;
 mod file_extents;

@@ -8,6 +8,7 @@
 
 mod aligned;
 mod backing;
+mod direct_read;
 mod error;
 mod live_volume;
 mod settle;
@@ -18,6 +19,7 @@ mod write_back;
 pub(crate) use aligned::is_aligned;
 pub use aligned::{ALIGNMENT, AlignedBuffer};
 pub use backing::Backing;
+pub(crate) use direct_read::read_direct;
 pub use error::StorageError;
 pub(crate) use error::at;
 pub use live_volume::{LiveVolume, Zeroing};

@@ -16,8 +16,12 @@ const DM_DEV_STATUS: libc::Ioctl = 0xc138_fd07;
 const DM_TABLE_STATUS: libc::Ioctl = 0xc138_fd0c;
 const DM_DEV_ARM_POLL: libc::Ioctl = 0xc138_fd10;
 
+const DM_READONLY_FLAG: u32 = 1 << 0;
+const DM_SUSPEND_FLAG: u32 = 1 << 1;
 const DM_STATUS_TABLE_FLAG: u32 = 1 << 4;
 const DM_BUFFER_FULL_FLAG: u32 = 1 << 8;
+/// Without it a status would have some targets commit what they have in memory: looking must change nothing.
+const DM_NOFLUSH_FLAG: u32 = 1 << 11;
 
 const HEADER: usize = 312;
 const TARGET_SPEC: usize = 40;
@@ -60,6 +64,17 @@ pub struct TargetLine {
     pub kind: String,
     /// Its parameters.
     pub parameters: String,
+}
+
+/// What the targets of a device say of themselves at one moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TargetStatus {
+    /// Whether the kernel refuses writes to the device.
+    pub read_only: bool,
+    /// Whether the device is suspended: whatever is sent to it waits.
+    pub suspended: bool,
+    /// A line for each target, as `dmsetup status` prints it; the parameters are its status.
+    pub targets: Vec<TargetLine>,
 }
 
 /// The open control device. Each open file has its own place in the global event counter.
@@ -118,13 +133,34 @@ impl Control {
     /// # Errors
     /// `ENXIO`: no such device. `InvalidData`: an answer that cannot be read, or one above 8 MiB.
     pub fn table(&self, device: DeviceNumber) -> io::Result<Vec<TargetLine>> {
+        let (_, table) = self.targets(device, DM_STATUS_TABLE_FLAG)?;
+        Ok(table)
+    }
+
+    /// What the targets of a device say of themselves now.
+    ///
+    /// # Errors
+    /// As [`Control::table`].
+    pub fn target_status(&self, device: DeviceNumber) -> io::Result<TargetStatus> {
+        let (flags, targets) = self.targets(device, DM_NOFLUSH_FLAG)?;
+        Ok(TargetStatus {
+            read_only: flags & DM_READONLY_FLAG != 0,
+            suspended: flags & DM_SUSPEND_FLAG != 0,
+            targets,
+        })
+    }
+
+    /// The flags of a device, and a line for each of its targets.
+    fn targets(&self, device: DeviceNumber, flags: u32) -> io::Result<(u32, Vec<TargetLine>)> {
         let mut size = 16 << 10;
         loop {
-            let answer = self.call(DM_TABLE_STATUS, Some(device), DM_STATUS_TABLE_FLAG, size)?;
-            if u32_at(&answer, at::FLAGS)? & DM_BUFFER_FULL_FLAG == 0 {
+            let answer = self.call(DM_TABLE_STATUS, Some(device), flags, size)?;
+            let told = u32_at(&answer, at::FLAGS)?;
+            if told & DM_BUFFER_FULL_FLAG == 0 {
                 let start = index(u32_at(&answer, at::DATA_START)?)?;
                 let targets = answer.get(start..).ok_or_else(unreadable)?;
-                return parse_targets(targets, u32_at(&answer, at::TARGET_COUNT)?);
+                let targets = parse_targets(targets, u32_at(&answer, at::TARGET_COUNT)?)?;
+                return Ok((told, targets));
             }
             size *= 4;
             if size > BUFFER_MAX {

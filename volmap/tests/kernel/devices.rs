@@ -24,9 +24,9 @@ fn a_block_device_is_frozen_only_on_the_operators_word() {
         let options = FreezeOptions {
             method,
             assume_exclusive,
-            clone_dir: None,
+            ..FreezeOptions::default()
         };
-        rig.freeze_with(&rig.device, &options, &rig.layers())
+        rig.freeze_with(&rig.device, &options, rig.layers())
     };
     assert!(matches!(
         freeze(Method::Auto, false).map(drop),
@@ -67,7 +67,7 @@ fn a_mounted_device_is_refused() {
         assume_exclusive: true,
         ..FreezeOptions::default()
     };
-    let refused = rig.freeze_with(&rig.device, &options, &rig.layers()).map(drop);
+    let refused = rig.freeze_with(&rig.device, &options, rig.layers()).map(drop);
     assert!(
         matches!(refused, Err(FreezeError::DeviceInUse { .. })),
         "{refused:?}"
@@ -83,7 +83,7 @@ fn without_a_declaration_a_loop_device_is_opaque() {
     fs::write(&volume, pattern(1 << 20, 1)).unwrap();
     let freeze = |declared: Vec<(PathBuf, Identity)>| {
         let layers = Layers::new(declared).unwrap();
-        rig.freeze_with(&volume, &FreezeOptions::default(), &layers)
+        rig.freeze_with(&volume, &FreezeOptions::default(), layers)
             .unwrap()
     };
     let image = freeze(Vec::new());
@@ -127,7 +127,7 @@ fn a_read_only_device_that_shows_another_file_or_size_is_gone() {
             method: Method::Static,
             ..FreezeOptions::default()
         };
-        rig.freeze_with(&rig.device, &options, &rig.layers()).unwrap()
+        rig.freeze_with(&rig.device, &options, rig.layers()).unwrap()
     };
     let device = rig.device.to_str().unwrap();
     run("losetup", &["-d", device]).unwrap();

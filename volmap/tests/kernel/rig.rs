@@ -113,7 +113,7 @@ impl Rig {
                 method,
                 ..FreezeOptions::default()
             },
-            &self.layers(),
+            self.layers(),
         )
     }
 
@@ -121,9 +121,9 @@ impl Rig {
         &self,
         volume: &Path,
         options: &FreezeOptions,
-        layers: &Layers,
+        layers: Layers,
     ) -> Result<Arc<dyn FrozenImage>, FreezeError> {
-        freeze(volume, options, layers, &self.clock)
+        freeze(volume, options, &Arc::new(layers), &self.clock)
     }
 
     /// Opens an origin, and its copy area of 2 MiB.

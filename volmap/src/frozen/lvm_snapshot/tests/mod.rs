@@ -1,0 +1,7 @@
+//! The provider against a model of the kernel.
+
+mod interleavings;
+mod model;
+mod schedule;
+mod store;
+mod witnesses;
