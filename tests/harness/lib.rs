@@ -11,6 +11,7 @@ pub mod cutting_proxy;
 pub mod digest;
 pub mod disk;
 pub mod evil_server;
+pub mod guest;
 pub mod image;
 pub mod peer;
 pub mod pki;

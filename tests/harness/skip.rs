@@ -1,6 +1,6 @@
 //! Skips that somebody sees.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
@@ -42,6 +42,36 @@ pub fn no_loop_devices() -> Option<&'static str> {
         return Some("no loop device is free");
     }
     None
+}
+
+/// Why guests cannot be booted, if so.
+pub fn no_guests() -> Option<&'static str> {
+    if !is_root() {
+        Some("needs root for guests and their network")
+    } else if !has("linux.uml") {
+        Some("linux.uml is not installed")
+    } else if File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .is_err()
+    {
+        Some("no /dev/net/tun for the network of guests")
+    } else {
+        None
+    }
+}
+
+/// Returns from the test, noting a skip, unless guests can be booted (see [`crate::guest`]), and the named programs are there.
+#[macro_export]
+macro_rules! needs_guests {
+    ($($program:literal),*) => {
+        if let Some(why) = $crate::skip::no_guests() {
+            $crate::skip::skip($crate::test_name!(), why);
+            return;
+        }
+        $crate::needs!("ip", "cc", "insmod" $(, $program)*);
+    };
 }
 
 /// Returns from the test, noting a skip, unless root, loop devices and the named programs are there.

@@ -21,6 +21,7 @@ mod lies_on;
 mod nbdkit_filters;
 mod off_host;
 mod restore;
+mod rig;
 mod serving;
 mod tls;
 mod walls;

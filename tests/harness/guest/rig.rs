@@ -1,0 +1,126 @@
+//! Where guests are booted: a directory for their disks, and a network that they share with the test.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::booted::{Boot, Guest};
+use crate::disk::{Scratch, run, scratch};
+use crate::program::built;
+
+/// What a guest is booted with.
+#[derive(Clone, Debug)]
+pub struct Setup<'a> {
+    /// Files that are `/dev/ubda`, `/dev/ubdb`, … in the guest. Several guests may have the same.
+    pub disks: &'a [&'a Path],
+    /// Memory in MiB. What the guest writes outside its disks and `/run/share` goes into it too.
+    pub memory: u32,
+    /// Kernel modules beyond those of `guest.sh`, as `dm-crypt`.
+    pub modules: &'a [&'a str],
+    /// When the guest is ended in any case.
+    pub deadline: Duration,
+}
+
+impl Default for Setup<'_> {
+    fn default() -> Self {
+        Self {
+            disks: &[],
+            memory: 512,
+            modules: &[],
+            deadline: Duration::from_secs(240),
+        }
+    }
+}
+
+/// A place for guests. The thread that makes it has a network namespace to itself from then on, and with it all threads and
+/// processes that it starts later: a backup that the test runs reaches the guests by their addresses.
+pub struct Rig {
+    directory: Arc<Scratch>,
+    guests: Cell<u8>,
+}
+
+impl Rig {
+    /// The address of the test's side, for servers that guests are to reach.
+    pub const ADDRESS: &'static str = "10.77.0.1";
+
+    /// An empty rig.
+    #[allow(clippy::new_without_default, reason = "it changes the thread that makes it")]
+    pub fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        run("ip", &["link", "set", "lo", "up"]);
+        run("ip", &["link", "add", "rig", "type", "bridge"]);
+        run(
+            "ip",
+            &["address", "add", &format!("{}/24", Self::ADDRESS), "dev", "rig"],
+        );
+        run("ip", &["link", "set", "rig", "up"]);
+        Self {
+            directory: Arc::new(scratch()),
+            guests: Cell::new(0),
+        }
+    }
+
+    /// A path for a file of the test.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A new disk: a sparse file, which stands for the LUN.
+    pub fn disk(&self, name: &str, size: u64) -> PathBuf {
+        let path = self.path(name);
+        File::create_new(&path).unwrap().set_len(size).unwrap();
+        path
+    }
+
+    /// Boots a guest with disks, and waits until it takes commands.
+    pub fn boot(&self, name: &str, disks: &[&Path]) -> Guest {
+        self.boot_with(
+            name,
+            &Setup {
+                disks,
+                ..Setup::default()
+            },
+        )
+    }
+
+    /// The same, with all that can be chosen.
+    pub fn boot_with(&self, name: &str, setup: &Setup) -> Guest {
+        let number = self.guests.get() + 1;
+        self.guests.set(number);
+        let tap = format!("guest{number}");
+        run("ip", &["tuntap", "add", &tap, "mode", "tap"]);
+        run("ip", &["link", "set", &tap, "master", "rig", "up"]);
+
+        let directory = self.path(&format!("guest.{name}"));
+        std::fs::create_dir_all(directory.join("share")).unwrap();
+        let agent = TcpListener::bind((Self::ADDRESS, 0)).unwrap();
+        let address = format!("10.77.0.{}", 10 + number);
+        let programs = built("nbd-export").parent().unwrap().to_owned();
+        let mut arguments = vec![
+            format!("vec0:transport=tap,ifname={tap},depth=64,gro=1"),
+            format!("rig.address={address}"),
+            format!("rig.agent={}", agent.local_addr().unwrap()),
+            format!("rig.bin={}", programs.display()),
+            format!("rig.modules={}", setup.modules.join(",")),
+            format!("rig.deadline={}", setup.deadline.as_secs()),
+        ];
+        for (index, disk) in setup.disks.iter().enumerate() {
+            arguments.push(format!("ubd{index}c={}", disk.display()));
+        }
+        Guest::boot(Boot {
+            name,
+            address,
+            directory: &directory,
+            memory: setup.memory,
+            arguments,
+            agent,
+            deadline: setup.deadline,
+            keep: Arc::clone(&self.directory),
+        })
+    }
+}
