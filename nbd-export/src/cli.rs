@@ -155,6 +155,8 @@ pub enum FreezeMethod {
     Quiesce,
     /// A classic snapshot of a logical volume, removed at the thaw.
     LvmSnapshot,
+    /// A thin snapshot of a logical volume in a thin pool, removed at the thaw.
+    LvmThin,
     /// The volume does not change: a snapshot, or a detached or read-only device.
     Static,
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use nix::libc;
 
 use crate::frozen::lease_table::LeaseTable;
-use crate::frozen::{FrozenImage, fixed, lvm_snapshot, quiesce, reflink};
+use crate::frozen::{FrozenImage, fixed, lvm_snapshot, lvm_thin, quiesce, reflink};
 use crate::generation::GenerationClock;
 use crate::layers::{Layers, VolumeKind};
 use crate::lvm::{Lvm, LvmError};
@@ -19,8 +19,8 @@ pub use crate::frozen::{FreezeError, SnapshotSize, leftover_clones};
 /// How to freeze.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Method {
-    /// The best that fits: a file by reflink, else by quiesce; a logical volume by `lvm-snapshot`; a file declared as a disk, and a
-    /// block device, as `static`.
+    /// The best that fits: a file by reflink, else by quiesce; a logical volume by `lvm-snapshot`, or by `lvm-thin` if it lies in a
+    /// thin pool; a file declared as a disk, and a block device, as `static`.
     #[default]
     Auto,
     /// A clone of the file.
@@ -29,6 +29,8 @@ pub enum Method {
     Quiesce,
     /// A classic snapshot of a logical volume.
     LvmSnapshot,
+    /// A thin snapshot of a logical volume in a thin pool.
+    LvmThin,
     /// What is frozen already.
     Static,
 }
@@ -75,6 +77,7 @@ fn freeze_file(
     layers: &Layers,
     clock: &GenerationClock,
 ) -> Result<Arc<dyn FrozenImage>, FreezeError> {
+    const FOR_VOLUMES: &str = "it is a file, and this is for logical volumes";
     let alone = options.assume_exclusive;
     let by_clone = |file: &File| reflink::freeze(path, file, options.clone_dir.as_deref(), layers, clock);
     let image = match options.method {
@@ -85,11 +88,8 @@ fn freeze_file(
         Method::Reflink => by_clone(&file),
         Method::Quiesce => quiesce::freeze(path, file, alone, layers, clock),
         Method::Auto | Method::Static => fixed::freeze_file(path, file, alone, layers, clock),
-        Method::LvmSnapshot => Err(unfit(
-            path,
-            lvm_snapshot::METHOD,
-            "it is a file, and this is for logical volumes",
-        )),
+        Method::LvmSnapshot => Err(unfit(path, lvm_snapshot::METHOD, FOR_VOLUMES)),
+        Method::LvmThin => Err(unfit(path, lvm_thin::METHOD, FOR_VOLUMES)),
     };
     Ok(Arc::new(image?))
 }
@@ -115,6 +115,7 @@ fn freeze_device(
             layers,
             clock,
         )?),
+        Method::LvmThin => Arc::new(lvm_thin::freeze(path, file, layers, clock)?),
         Method::Auto | Method::Static => Arc::new(fixed::freeze_device(path, alone, layers, clock)?),
         Method::Reflink => return Err(unfit(path, reflink::METHOD, FOR_FILES)),
         Method::Quiesce => return Err(unfit(path, quiesce::METHOD, FOR_FILES)),
@@ -138,6 +139,7 @@ fn auto_for_device(path: &Path, file: &File, alone: bool) -> Result<Method, Free
     };
     match volume {
         Some((_, volume)) if lvm_snapshot::fits(&volume).is_ok() => Ok(Method::LvmSnapshot),
+        Some((_, volume)) if lvm_thin::fits(&volume).is_ok() => Ok(Method::LvmThin),
         _ => Err(unfit(
             path,
             "auto",

@@ -72,3 +72,16 @@ pub const SNAPSHOT_REMOVAL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Time between two tries to remove a snapshot.
 pub const SNAPSHOT_REMOVAL_RETRY: Duration = Duration::from_millis(300);
+
+/// Time that a freeze waits for a pool's metadata snapshot, which another program may hold for as long as it reads it. What is frozen
+/// without one is read over NBD.
+pub const METADATA_SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same where an answer waits for it: shorter than a client waits.
+pub const METADATA_SNAPSHOT_PATIENCE_AGAIN: Duration = Duration::from_secs(2);
+
+/// Least time between two looks at all of a pool's metadata for one frozen image: each has the pool commit.
+pub const THIN_LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(500);
+
+/// Looks at all of a pool's metadata take at most one part in this of the time.
+pub const THIN_LOOK_AGAIN_SHARE: u32 = 10;

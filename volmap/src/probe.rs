@@ -9,9 +9,11 @@ use nix::libc;
 use nix::unistd::{AccessFlags, access};
 
 use crate::freeze::{FreezeOptions, open};
-use crate::frozen::{Attestation, FreezeError, Stability, Strength, fixed, lvm_snapshot, quiesce, reflink};
+use crate::frozen::{
+    Attestation, FreezeError, Stability, Strength, fixed, lvm_snapshot, lvm_thin, quiesce, reflink,
+};
 use crate::layers::{Layers, Mapping, VolumeKind};
-use crate::lvm::Lvm;
+use crate::lvm::{LogicalVolume, Lvm};
 use crate::map::Content;
 use crate::range::ByteRange;
 use crate::store::{Place, StoreGraph, StoreId};
@@ -41,7 +43,7 @@ pub enum Fit {
 /// A provider and how it fits.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProviderFit {
-    /// `reflink`, `quiesce`, `lvm-snapshot`, `cow`, `static`.
+    /// `reflink`, `quiesce`, `lvm-snapshot`, `lvm-thin`, `cow`, `static`.
     pub provider: &'static str,
     /// How it fits.
     pub fit: Fit,
@@ -136,6 +138,7 @@ pub fn probe(path: &Path, options: &FreezeOptions, layers: &Layers) -> Result<Ve
         provider(reflink::METHOD, look.reflink()),
         provider(quiesce::METHOD, look.quiesce()),
         provider(lvm_snapshot::METHOD, look.lvm_snapshot()),
+        provider(lvm_thin::METHOD, look.lvm_thin()),
         provider("cow", look.cow()),
         provider(fixed::METHOD, look.fixed()),
     ])
@@ -265,20 +268,9 @@ impl Look<'_> {
     }
 
     fn lvm_snapshot(&self) -> Fit {
-        if self.kind != VolumeKind::BlockDevice {
-            return Fit::Unfit("it is a file, and snapshots of this kind are of logical volumes".to_owned());
-        }
-        let found = self
-            .file
-            .metadata()
-            .map_err(|e| e.to_string())
-            .and_then(|metadata| {
-                Lvm::behind(DeviceNumber::from_stat(metadata.rdev())).map_err(|e| e.to_string())
-            });
-        match found {
+        match self.logical_volume() {
             Err(why) => Fit::Unfit(why),
-            Ok(None) => Fit::Unfit("it is no logical volume".to_owned()),
-            Ok(Some((_, volume))) => match lvm_snapshot::fits(&volume) {
+            Ok(volume) => match lvm_snapshot::fits(&volume) {
                 Err(why) => Fit::Unfit(why.to_owned()),
                 Ok(()) if volume.group_free == 0 => {
                     Fit::Unfit(format!("volume group {} is full (vgextend)", volume.name.group()))
@@ -291,6 +283,32 @@ impl Look<'_> {
                 ),
             },
         }
+    }
+
+    fn lvm_thin(&self) -> Fit {
+        match self.logical_volume() {
+            Err(why) => Fit::Unfit(why),
+            Ok(volume) => match lvm_thin::fits(&volume) {
+                Err(why) => Fit::Unfit(why.to_owned()),
+                Ok(()) => self.fits(
+                    lvm_thin::STRENGTH,
+                    Stability::Pinned,
+                    Attestation::Witnessed,
+                    None,
+                ),
+            },
+        }
+    }
+
+    /// The logical volume that this is, or why it is none.
+    fn logical_volume(&self) -> Result<LogicalVolume, String> {
+        if self.kind != VolumeKind::BlockDevice {
+            return Err("it is a file, and snapshots of this kind are of logical volumes".to_owned());
+        }
+        let metadata = self.file.metadata().map_err(|e| e.to_string())?;
+        let found = Lvm::behind(DeviceNumber::from_stat(metadata.rdev())).map_err(|e| e.to_string())?;
+        let (_, volume) = found.ok_or("it is no logical volume")?;
+        Ok(volume)
     }
 
     fn cow(&self) -> Fit {
@@ -380,7 +398,7 @@ mod tests {
         let identity = Identity::from_operator("lun0").unwrap();
         let layers = Layers::new(vec![(path.to_path_buf(), identity)]).unwrap();
         let fits = probe(&path, &FreezeOptions::default(), &layers).unwrap();
-        assert_eq!(fits.len(), 5);
+        assert_eq!(fits.len(), 6);
         assert!(matches!(
             fit_of("static", &fits),
             Fit::Fits {
@@ -399,7 +417,7 @@ mod tests {
 
         let writer = File::options().write(true).open(&path).unwrap();
         let fits = probe(&path, &FreezeOptions::default(), &layers).unwrap();
-        for provider in ["quiesce", "lvm-snapshot", "cow", "static"] {
+        for provider in ["quiesce", "lvm-snapshot", "lvm-thin", "cow", "static"] {
             assert!(matches!(fit_of(provider, &fits), Fit::Unfit(_)), "{provider}");
         }
         drop(writer);

@@ -110,6 +110,7 @@ fn method(method: FreezeMethod) -> Method {
         FreezeMethod::Reflink => Method::Reflink,
         FreezeMethod::Quiesce => Method::Quiesce,
         FreezeMethod::LvmSnapshot => Method::LvmSnapshot,
+        FreezeMethod::LvmThin => Method::LvmThin,
         FreezeMethod::Static => Method::Static,
     }
 }

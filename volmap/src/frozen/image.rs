@@ -45,7 +45,7 @@ pub enum Attestation {
 pub struct Description {
     /// Drawn at the freeze, never reused.
     pub uuid: Uuid,
-    /// The provider: `reflink`, `quiesce`, `cow`, `lvm-snapshot`, `static`.
+    /// The provider: `reflink`, `quiesce`, `cow`, `lvm-snapshot`, `lvm-thin`, `static`.
     pub method: &'static str,
     /// What the bytes are good for.
     pub strength: Strength,

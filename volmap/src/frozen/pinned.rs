@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 
 use super::hold::Hold;
+use super::pieces::{Piece, pieces};
 use super::{Description, FrozenError, FrozenImage, Stability, StatusExtent};
 use crate::generation::{Generation, GenerationClock};
 use crate::layers::{LayerWitness, Mapping, VolumeKind};
@@ -21,14 +22,6 @@ pub(super) struct Frozen {
     pub(super) hold: Box<dyn Hold>,
     pub(super) graph: StoreGraph,
     pub(super) mapping: Mapping,
-}
-
-/// A stretch of one content, all of it with a location or none of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Piece {
-    range: ByteRange,
-    content: Content,
-    located: bool,
 }
 
 /// A frozen image whose bytes lie still.
@@ -64,7 +57,7 @@ impl PinnedImage {
         } = frozen;
         let direct = description.stability == Stability::Pinned;
         let image = Self {
-            pieces: pieces(&graph, &mapping, direct),
+            pieces: pieces(&graph, mapping.top, &mapping.content, direct),
             description,
             hold,
             graph,
@@ -133,45 +126,6 @@ impl PinnedImage {
             VolumeKind::BlockDevice => read_direct(self.hold.file(), offset, buf),
         }
     }
-}
-
-/// The content map, cut where data begins or ceases to have a location on a disk.
-fn pieces(graph: &StoreGraph, mapping: &Mapping, direct: bool) -> Vec<Piece> {
-    let mut pieces: Vec<Piece> = Vec::new();
-    for extent in mapping.content.extents() {
-        if extent.content != Content::Data || !direct {
-            pieces.push(Piece {
-                range: extent.range,
-                content: extent.content,
-                located: false,
-            });
-            continue;
-        }
-        let mut at = extent.range.start();
-        while at < extent.range.end() {
-            let place = Place {
-                store: mapping.top,
-                offset: at,
-            };
-            let resolved = graph.resolve(place, extent.range.end() - at);
-            let located = resolved.disk().is_some();
-            let end = at + resolved.len;
-            match pieces.last_mut() {
-                Some(last)
-                    if last.content == Content::Data && last.located == located && last.range.end() == at =>
-                {
-                    last.range = ByteRange::from_bounds(last.range.start(), end).unwrap_or(last.range);
-                }
-                _ => pieces.extend(ByteRange::from_bounds(at, end).map(|range| Piece {
-                    range,
-                    content: Content::Data,
-                    located,
-                })),
-            }
-            at = end;
-        }
-    }
-    pieces
 }
 
 impl FrozenImage for PinnedImage {

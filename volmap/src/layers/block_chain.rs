@@ -287,7 +287,7 @@ impl BlockChain<'_> {
 }
 
 /// Segments as what lies below a store, refused where one reaches past the end of the store that it names.
-pub(super) fn segments_within(graph: &StoreGraph, segments: Vec<Segment>) -> Below {
+pub(crate) fn segments_within(graph: &StoreGraph, segments: Vec<Segment>) -> Below {
     let outside = segments.iter().find(|s| {
         let end = s.below.offset.checked_add(s.range.len());
         end.is_none_or(|end| end > graph.store(s.below.store).size)

@@ -25,5 +25,6 @@ mod mount_info;
 mod sysfs;
 mod witness;
 
+pub(crate) use block_chain::segments_within;
 pub use mapping::{Layers, Mapping, VolumeKind};
 pub use witness::LayerWitness;

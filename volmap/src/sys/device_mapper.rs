@@ -14,6 +14,7 @@ const CONTROL: &str = "/dev/mapper/control";
 const DM_VERSION: libc::Ioctl = 0xc138_fd00;
 const DM_DEV_STATUS: libc::Ioctl = 0xc138_fd07;
 const DM_TABLE_STATUS: libc::Ioctl = 0xc138_fd0c;
+const DM_TARGET_MSG: libc::Ioctl = 0xc138_fd0e;
 const DM_DEV_ARM_POLL: libc::Ioctl = 0xc138_fd10;
 
 const DM_READONLY_FLAG: u32 = 1 << 0;
@@ -150,6 +151,16 @@ impl Control {
         })
     }
 
+    /// Sends a message to the first target of a device, as `dmsetup message DEVICE 0 …` does.
+    ///
+    /// # Errors
+    /// `ENXIO`: no such device. What the target answers.
+    pub fn message(&self, device: DeviceNumber, message: &str) -> io::Result<()> {
+        let mut request = encode_message(device, message)?;
+        // SAFETY: `data_size` in the header tells the kernel the true length of the buffer, and it writes no further.
+        unsafe { ioctl::with_bytes(&self.file, DM_TARGET_MSG, &mut request) }.map(drop)
+    }
+
     /// The flags of a device, and a line for each of its targets.
     fn targets(&self, device: DeviceNumber, flags: u32) -> io::Result<(u32, Vec<TargetLine>)> {
         let mut size = 16 << 10;
@@ -200,6 +211,15 @@ fn encode_request(device: Option<DeviceNumber>, flags: u32, size: usize) -> io::
     );
     put(at::FLAGS, &flags.to_ne_bytes());
     put(at::DEV, &device.map_or(0, DeviceNumber::to_kernel).to_ne_bytes());
+    Ok(buffer)
+}
+
+/// A request with `struct dm_target_msg` behind it: the sector of the target, and a text that ends with a NUL.
+fn encode_message(device: DeviceNumber, message: &str) -> io::Result<Vec<u8>> {
+    let sector = 0u64.to_ne_bytes();
+    let size = HEADER + sector.len() + message.len() + 1;
+    let mut buffer = encode_request(Some(device), 0, size)?;
+    buffer[HEADER + sector.len()..size - 1].copy_from_slice(message.as_bytes());
     Ok(buffer)
 }
 
@@ -306,6 +326,19 @@ mod tests {
         }
         let circle = spec(0, 1, 0, "linear", "8:16 384");
         assert!(parse_targets(&circle, 2).is_err());
+    }
+
+    #[test]
+    fn a_message_stands_behind_the_sector_and_ends_with_a_nul() {
+        let device = DeviceNumber { major: 253, minor: 4 };
+        let request = encode_message(device, "hello").unwrap();
+        assert_eq!(request.len(), HEADER + 8 + 6);
+        assert_eq!(&request[HEADER..], b"\0\0\0\0\0\0\0\0hello\0");
+        assert_eq!(
+            index(u32_at(&request, at::DATA_SIZE).unwrap()).unwrap(),
+            request.len()
+        );
+        assert_eq!(u64_at(&request, at::DEV).unwrap(), 253 << 8 | 4);
     }
 
     #[test]

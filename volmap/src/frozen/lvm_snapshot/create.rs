@@ -4,20 +4,19 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use uuid::Uuid;
 
 use super::image::{LvmSnapshotImage, Snapshot};
 use super::kernel::KernelSnapshot;
-use super::{METHOD, STRENGTH, name};
+use super::{METHOD, STRENGTH};
+use crate::frozen::new_snapshot::{NewSnapshot, warn_of_leftovers};
 use crate::frozen::{Attestation, Description, FreezeError, Stability};
 use crate::generation::GenerationClock;
 use crate::layers::Layers;
-use crate::limits::{COPY_AREA_DEFAULT_MIN, COPY_UNIT, SNAPSHOT_REMOVAL_PATIENCE, SNAPSHOT_REMOVAL_RETRY};
-use crate::lvm::{LogicalVolume, LvKind, LvName, Lvm, LvmError};
+use crate::limits::{COPY_AREA_DEFAULT_MIN, COPY_UNIT};
+use crate::lvm::{LogicalVolume, LvKind, Lvm};
 use crate::sys::DeviceNumber;
 
 /// How large the copy area of a snapshot is to be.
@@ -100,7 +99,12 @@ pub(crate) fn freeze(
     let uuid = Uuid::new_v4();
     // What was written before this is in the frozen image.
     let frozen_at = SystemTime::now();
-    let (new, device) = NewSnapshot::make(lvm, &origin.name, uuid, wanted).map_err(by_lvm)?;
+    let chunk = format!("{COPY_UNIT}b");
+    // LVM takes whole sectors, and makes whole extents of them.
+    let wanted = format!("{}b", wanted.div_ceil(COPY_UNIT) * COPY_UNIT);
+    let arguments = ["--chunksize", &chunk, "--size", &wanted];
+    let (new, device) =
+        NewSnapshot::make(lvm, &origin.name, uuid, LvKind::Snapshot, &arguments).map_err(by_lvm)?;
     let snapshot = KernelSnapshot::open(device, new, layers).map_err(not_mapped)?;
     let (size, geometry) = (snapshot.size().map_err(not_mapped)?, snapshot.geometry());
     let survey = snapshot.survey()?;
@@ -120,107 +124,6 @@ pub(crate) fn freeze(
     // One that is not read-only, or too small for what was written since, is told of now.
     image.check()?;
     Ok(image)
-}
-
-/// Snapshots of killed agents fill up, and slow their origin down; but only the operator knows that nobody needs them.
-fn warn_of_leftovers(lvm: &Lvm, origin: &LvName) {
-    let volumes = match lvm.volumes_beside(origin) {
-        Ok(volumes) => volumes,
-        Err(error) => return tracing::debug!(%error, "cannot look for snapshots that were left"),
-    };
-    for left in volumes.iter().filter(|volume| name::is_leftover(volume)) {
-        let left = &left.name;
-        tracing::warn!(
-            "{left} was left by an agent that was killed, if no freeze is under way: lvremove {left}"
-        );
-    }
-}
-
-/// A snapshot that we made. Removed when it is dropped.
-pub(super) struct NewSnapshot {
-    lvm: Lvm,
-    name: LvName,
-    removed: AtomicBool,
-}
-
-impl NewSnapshot {
-    /// Makes a read-only snapshot of `origin`, and gives its device. LVM holds writers of the origin for it, and has a mounted file
-    /// system write out what it holds and stand still meanwhile.
-    fn make(lvm: Lvm, origin: &LvName, frozen: Uuid, size: u64) -> Result<(Self, DeviceNumber), LvmError> {
-        let missing = |why| LvmError::Report {
-            command: format!("lvm lvcreate --snapshot {origin}"),
-            why,
-        };
-        let name = name::of(origin, frozen).ok_or_else(|| missing("the group's name is none"))?;
-        let chunk = format!("{COPY_UNIT}b");
-        // LVM takes whole sectors, and makes whole extents of them.
-        let size = format!("{}b", size.div_ceil(COPY_UNIT) * COPY_UNIT);
-        // Dropped from here on, it is removed: a command that failed may have made it all the same.
-        let new = Self {
-            lvm,
-            name,
-            removed: AtomicBool::new(false),
-        };
-        let made = new.lvm.change(&[
-            "lvcreate",
-            "--yes",
-            "--snapshot",
-            "--permission",
-            "r",
-            "--chunksize",
-            &chunk,
-            "--size",
-            &size,
-            "--addtag",
-            name::TAG,
-            "--name",
-            new.name.volume(),
-            &origin.to_string(),
-        ]);
-        if let Err(LvmError::LeftRunning { .. }) = made {
-            // It has the group locked, and nothing could be removed now. The error names the snapshot.
-            new.removed.store(true, Ordering::Release);
-        }
-        made?;
-        let made = new.lvm.volume(&new.name)?;
-        let made = made.ok_or_else(|| missing("the new snapshot is not there"))?;
-        if made.kind != LvKind::Snapshot || made.origin.as_deref() != Some(origin.volume()) || made.writable {
-            return Err(missing("the new logical volume is no read-only snapshot of it"));
-        }
-        let device = made
-            .device
-            .ok_or_else(|| missing("the new snapshot is not active"))?;
-        Ok((new, device))
-    }
-
-    /// Removes the snapshot; only the first call does. One that somebody else removed is removed.
-    pub(super) fn remove(&self) {
-        if self.removed.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let name = self.name.to_string();
-        let deadline = Instant::now() + SNAPSHOT_REMOVAL_PATIENCE;
-        loop {
-            let Err(error) = self.lvm.change(&["lvremove", "--yes", &name]) else {
-                return;
-            };
-            if matches!(self.lvm.volume(&self.name), Ok(None)) {
-                return;
-            }
-            // Readers that are still under way, and whoever looks at every new device, have it open for a moment.
-            if Instant::now() >= deadline || matches!(error, LvmError::LeftRunning { .. }) {
-                tracing::error!(%error, "the snapshot {name} is left behind, and fills up: lvremove {name}");
-                return;
-            }
-            thread::sleep(SNAPSHOT_REMOVAL_RETRY);
-        }
-    }
-}
-
-impl Drop for NewSnapshot {
-    fn drop(&mut self) {
-        self.remove();
-    }
 }
 
 #[cfg(test)]

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use nix::libc;
 
-use super::create::NewSnapshot;
 use super::exception_store::Geometry;
 use super::image::{Snapshot, Survey};
 use super::table::{Sample, SnapshotTable};
 use crate::frozen::FrozenError;
+use crate::frozen::new_snapshot::NewSnapshot;
 use crate::layers::Layers;
 use crate::storage::{ALIGNMENT, AlignedBuffer, read_direct};
 use crate::store::StoreGraph;

@@ -17,7 +17,6 @@ mod exception_store;
 mod image;
 mod kernel;
 mod log;
-mod name;
 mod table;
 #[cfg(test)]
 mod tests;
