@@ -154,6 +154,11 @@ impl Running {
         self.child.as_mut().unwrap().stdin.take().unwrap()
     }
 
+    /// Whether it has not ended yet.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.as_mut().unwrap().try_wait().unwrap().is_none()
+    }
+
     /// Waits until it has made a file.
     pub fn wait_for(&mut self, path: &std::path::Path) {
         let deadline = Instant::now() + Duration::from_secs(20);

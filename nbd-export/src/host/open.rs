@@ -146,6 +146,10 @@ impl Source for VolumeSource {
         size(&self.path).map_err(|why| Error::caused(ErrorKind::Volume, self.path.display().to_string(), why))
     }
 
+    fn rotates(&self) -> bool {
+        self.layers.rotates(&self.path)
+    }
+
     fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {
         freeze::freeze(&self.path, &self.options, &self.layers, &self.clock).map_err(|why: FreezeError| {
             Error::caused(
@@ -165,6 +169,7 @@ pub struct OriginSource {
     path: PathBuf,
     origin: Arc<Origin>,
     export: Arc<OriginExport>,
+    rotates: bool,
 }
 
 impl OriginSource {
@@ -174,6 +179,7 @@ impl OriginSource {
             path,
             export: Arc::new(OriginExport::new(Arc::clone(&origin))),
             origin,
+            rotates: false,
         }
     }
 
@@ -188,7 +194,10 @@ impl OriginSource {
         };
         let origin = Origin::open(&config.path, &area, Arc::clone(layers), Arc::clone(clock))
             .map_err(|why| at(ErrorKind::Volume, "origin", &config.name, &config.path, why))?;
-        Ok(Self::new(config.path.clone(), origin))
+        Ok(Self {
+            rotates: layers.rotates(&config.path),
+            ..Self::new(config.path.clone(), origin)
+        })
     }
 }
 
@@ -203,6 +212,10 @@ impl Source for OriginSource {
 
     fn size(&self) -> Result<u64, Error> {
         Ok(self.origin.size())
+    }
+
+    fn rotates(&self) -> bool {
+        self.rotates
     }
 
     fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {

@@ -16,7 +16,7 @@ use super::under_way::{UnderWay, Work};
 use crate::config::VolumeName;
 use crate::error::{Error, ErrorKind};
 use crate::export::{Export, FrozenExport};
-use crate::server::{Addresses, AllowLists, Client, Exports, Offer};
+use crate::server::{Addresses, AllowLists, Client, Exports, Found, Offer};
 
 /// What the name of a tag's export ends with.
 pub const TAG_SUFFIX: &str = ".tag";
@@ -38,6 +38,8 @@ pub struct Host {
 #[derive(Default)]
 struct HostState {
     sources: BTreeMap<String, Arc<dyn Source>>,
+    /// Those of them that lie on disks which are known to rotate; their frozen images and tags lie beside them.
+    rotational: BTreeSet<String>,
     tags: BTreeMap<String, Arc<dyn Export>>,
     frozen: BTreeMap<String, Frozen>,
     /// Export names whose freeze is under way.
@@ -101,9 +103,13 @@ impl Host {
     /// # Errors
     /// [`ErrorKind::NameTaken`].
     pub fn add(&self, name: &VolumeName, source: Arc<dyn Source>) -> Result<(), Error> {
+        let rotates = source.rotates();
         let mut state = self.write();
         if state.sources.contains_key(name.as_str()) || state.is_taken(name.as_str()) {
             return Err(taken(name.as_str()));
+        }
+        if rotates {
+            state.rotational.insert(name.to_string());
         }
         state.sources.insert(name.to_string(), source);
         Ok(())
@@ -412,18 +418,21 @@ impl Exports for Host {
         offered.map(|(name, _, export)| offer(name, &export)).collect()
     }
 
-    fn open(&self, name: &str, client: &Client) -> Option<Arc<dyn Export>> {
+    fn open(&self, name: &str, client: &Client) -> Option<Found> {
         let state = self.read();
         let mut offered = state
             .exports()
             .filter(|(_, volume, export)| self.is_for(client, volume, export));
-        if name.is_empty() {
+        let (name, volume, export) = if name.is_empty() {
             // The empty name is the sole export, if there is exactly one.
-            let (_, _, only) = offered.next()?;
-            return offered.next().is_none().then_some(only);
-        }
-        offered
-            .find(|(known, ..)| *known == name)
-            .map(|(_, _, export)| export)
+            offered.next().filter(|_| offered.next().is_none())?
+        } else {
+            offered.find(|(known, ..)| *known == name)?
+        };
+        Some(Found {
+            name: name.to_owned(),
+            rotational: state.rotational.contains(volume),
+            export,
+        })
     }
 }

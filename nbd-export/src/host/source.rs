@@ -49,6 +49,11 @@ pub trait Source: Send + Sync {
     /// [`crate::error::ErrorKind::Freeze`] or [`crate::error::ErrorKind::Busy`].
     fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error>;
 
+    /// Whether the disk that it lies on is known to rotate.
+    fn rotates(&self) -> bool {
+        false
+    }
+
     /// How full its copy area is, if it has one.
     fn copy_area(&self) -> Option<CopyAreaFill> {
         None

@@ -40,6 +40,10 @@ impl Source for Volume {
         Ok(4 << 20)
     }
 
+    fn rotates(&self) -> bool {
+        true
+    }
+
     fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {
         let word = self.freeze_waits_for.lock().unwrap().take();
         if let Some(word) = word {
@@ -86,10 +90,12 @@ fn a_volume_is_exported_once_it_is_frozen() {
     assert!(host.open("", &ALL).is_none());
     host.freeze_at_start(&name("vm")).unwrap();
     assert!(host.open("vm", &ALL).is_some());
-    assert!(host.open("", &ALL).is_some(), "the empty name is the sole export");
+    let sole = host.open("", &ALL).expect("the empty name is the sole export");
+    assert_eq!(sole.name, "vm");
+    assert!(sole.rotational, "as the disk of its volume");
     let report = host.freeze("vm", Some("monday")).unwrap();
     assert_eq!(report.export, "vm@monday");
-    assert!(host.open("vm@monday", &ALL).is_some());
+    assert!(host.open("vm@monday", &ALL).unwrap().rotational);
     assert!(host.open("", &ALL).is_none(), "there are two now");
     assert_eq!(host.offers(&ALL).len(), 2);
 }
@@ -115,7 +121,7 @@ fn names_are_checked_and_unique() {
 fn a_thawed_image_is_gone_and_its_name_is_free() {
     let (host, _) = host();
     let first = host.freeze("vm", Some("a")).unwrap();
-    let held = host.open("vm@a", &ALL).unwrap();
+    let held = host.open("vm@a", &ALL).unwrap().export;
     host.thaw("vm@a").unwrap();
     assert!(host.open("vm@a", &ALL).is_none());
     assert!(held.cache(volmap::range::ByteRange::new(0, 1).unwrap()).is_err());
@@ -151,7 +157,7 @@ fn a_name_is_held_while_its_freeze_lasts() {
 fn a_closed_host_has_thawed_all() {
     let (host, volume) = host();
     host.freeze("vm", Some("a")).unwrap();
-    let held = host.open("vm@a", &ALL).unwrap();
+    let held = host.open("vm@a", &ALL).unwrap().export;
     let (say, word) = mpsc::channel();
     *volume.freeze_waits_for.lock().unwrap() = Some(word);
     std::thread::scope(|scope| {

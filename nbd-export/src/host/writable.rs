@@ -17,6 +17,7 @@ use crate::export::{Export, WritableExport};
 pub(super) struct WritableSource {
     path: PathBuf,
     export: Arc<WritableExport>,
+    rotates: bool,
 }
 
 impl WritableSource {
@@ -26,6 +27,7 @@ impl WritableSource {
         Ok(Self {
             path: config.path.clone(),
             export: Arc::new(WritableExport::new(volume)),
+            rotates: layers.rotates(&config.path),
         })
     }
 }
@@ -41,6 +43,10 @@ impl Source for WritableSource {
 
     fn size(&self) -> Result<u64, Error> {
         Ok(self.export.info().size)
+    }
+
+    fn rotates(&self) -> bool {
+        self.rotates
     }
 
     fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {

@@ -11,7 +11,7 @@ use super::text::{ExportName, printable};
 /// Bytes of an option's header.
 pub(super) const OPTION_HEADER_LEN: usize = 16;
 /// Bytes of an option reply's header.
-pub(super) const OPTION_REPLY_HEADER_LEN: usize = 20;
+pub const OPTION_REPLY_HEADER_LEN: usize = 20;
 
 /// The header of an option at the start of `input`, as code and length of its data; `None` while it is not whole.
 pub(super) fn decode_option_header(input: &[u8]) -> Result<Option<(OptionCode, u32)>, DecodeError> {

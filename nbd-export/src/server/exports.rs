@@ -41,6 +41,28 @@ pub struct Offer {
     pub writable: bool,
 }
 
+/// An export that a client may have.
+#[derive(Clone)]
+pub struct Found {
+    /// Its own name, whatever it was asked for by.
+    pub name: String,
+    /// The export.
+    pub export: Arc<dyn Export>,
+    /// Whether the disk below is known to rotate.
+    pub rotational: bool,
+}
+
+impl Found {
+    /// An export of whose disk nothing is known.
+    pub fn of(name: &str, export: &Arc<dyn Export>) -> Self {
+        Self {
+            name: name.to_owned(),
+            export: Arc::clone(export),
+            rotational: false,
+        }
+    }
+}
+
 /// The exports that there are at the moment. Neither call blocks, and neither asks anything of what is behind an export.
 pub trait Exports: Send + Sync {
     /// All exports for that client.
@@ -48,5 +70,5 @@ pub trait Exports: Send + Sync {
 
     /// The export of that name, if there is one for that client. The empty name is the sole export, if there is exactly one
     /// for it.
-    fn open(&self, name: &str, client: &Client) -> Option<Arc<dyn Export>>;
+    fn open(&self, name: &str, client: &Client) -> Option<Found>;
 }

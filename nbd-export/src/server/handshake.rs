@@ -1,21 +1,25 @@
 //! The handshake of one connection: `proto` decides, this module moves bytes and keeps the bounds.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
-use super::admission::Ticket;
+use super::admission::{Evicted, Ticket};
+use super::client_view::{ClientView, LookedUp};
 use super::exports::{Client, Exports};
-use super::limits::HANDSHAKE_BYTES_MAX;
+use super::farewell::{at_closing, at_the_end, farewell};
+use super::limits::{HANDSHAKE_BYTES_MAX, LINGER};
 use super::stream::Stream;
-use crate::export::{Export, ExportInfo};
-use crate::proto::handshake::{Catalogue, Progress, Refusal, ServerHandshake};
-use crate::proto::option::ListedExport;
-use crate::proto::{ContextName, ExportName, HeaderStyle, Negotiated, ProtocolError, TransmissionFlags};
+use crate::export::Export;
+use crate::proto::handshake::{Progress, ServerHandshake};
+use crate::proto::{Negotiated, ProtocolError};
 use crate::tls::{ServerTls, TlsError};
 
 /// How a handshake ended without a session, where the client did not end it properly.
@@ -33,6 +37,38 @@ pub(super) enum HandshakeError {
     /// The client sent options without end.
     #[error("the client sent more than {HANDSHAKE_BYTES_MAX} bytes without coming to an export")]
     Endless,
+    /// Its time is over.
+    #[error("it took too long")]
+    TooLong,
+    /// There are too many handshakes.
+    #[error("it makes room for newer ones")]
+    Evicted,
+    /// The server has ended meanwhile.
+    #[error("the server is shutting down")]
+    Closing,
+}
+
+impl HandshakeError {
+    /// Whether it is the client's fault. A client that only lists says goodbye and is gone before our answer: nothing to tell an
+    /// operator.
+    pub(super) fn is_fault(&self) -> bool {
+        !matches!(self, Self::Io(_) | Self::Evicted | Self::Closing)
+    }
+
+    /// Whether its place is wanted now, so that nothing more is awaited of the client.
+    fn is_given_up(&self) -> bool {
+        matches!(self, Self::TooLong | Self::Evicted | Self::Closing)
+    }
+}
+
+/// What a handshake has to keep to.
+pub(super) struct Bounds {
+    /// Time for all of it.
+    pub(super) deadline: Duration,
+    /// It has to make room.
+    pub(super) evicted: Evicted,
+    /// The server ends: the client is told so, and has a little time to hear it.
+    pub(super) closing: watch::Receiver<bool>,
 }
 
 /// A session that may begin.
@@ -51,7 +87,10 @@ pub(super) async fn negotiate(
     client: Client,
     tls: Option<&ServerTls>,
     ticket: &Ticket,
+    bounds: Bounds,
 ) -> Result<Option<(Box<dyn Stream>, Accepted)>, HandshakeError> {
+    let closing = bounds.closing.clone();
+    let mut given_up = pin!(given_up(bounds));
     let mut output = BytesMut::new();
     let handshake = ServerHandshake::start(&mut output);
     let mut negotiation = Negotiation {
@@ -66,18 +105,60 @@ pub(super) async fn negotiate(
         output,
         received: 0,
         looked_up: LookedUp::new(),
+        closing: closing.clone(),
     };
-    let ended = loop {
-        match (negotiation.run(exports, ticket).await, tls) {
-            (Ok(Ended::StartTls), Some(tls)) => negotiation = negotiation.secured(tls).await?,
+    let (ended, mut stream) = loop {
+        let ran = tokio::select! {
+            ran = negotiation.run(exports, ticket) => ran,
+            why = &mut given_up => Err(why),
+        };
+        match (ran, tls) {
+            (Ok(Ended::StartTls), Some(tls)) => tokio::select! {
+                secured = negotiation.secured(tls) => match secured {
+                    Ok(inside) => negotiation = inside,
+                    Err((why, stream)) => break (Err(why.into()), stream),
+                },
+                // There is no goodbye in the midst of TLS's own handshake.
+                why = &mut given_up => return Err(why),
+            },
             (Ok(Ended::Transmission(session)), _) => return Ok(Some(negotiation.accept(*session))),
-            (Ok(Ended::StartTls | Ended::Left), _) => break Ok(None),
-            (Err(error), _) => break Err(error),
+            (Ok(Ended::StartTls | Ended::Left), _) => break (Ok(None), negotiation.stream),
+            (Err(error), _) => break (Err(error), negotiation.stream),
         }
     };
     // TLS ends with a word of its own, whatever the session ends of. A client that is gone already does not hear it.
-    let _ = negotiation.stream.shutdown().await;
+    if let Err(error) = &ended
+        && error.is_given_up()
+    {
+        // Only what the socket takes at once.
+        let _ = timeout(Duration::ZERO, stream.shutdown()).await;
+        return ended;
+    }
+    let parting = async move {
+        let _ = timeout(LINGER, stream.shutdown()).await;
+        if let Ok(Some(socket)) = stream.into_socket() {
+            farewell(socket, closing).await;
+        }
+    };
+    tokio::select! {
+        () = parting => {}
+        _ = given_up => {}
+    }
     ended
+}
+
+/// Ready when a handshake is over, however far it has come.
+async fn given_up(bounds: Bounds) -> HandshakeError {
+    let Bounds {
+        deadline,
+        evicted,
+        mut closing,
+    } = bounds;
+    tokio::select! {
+        () = sleep(deadline) => HandshakeError::TooLong,
+        _ = evicted => HandshakeError::Evicted,
+        () = at_the_end(&mut closing) => HandshakeError::Closing,
+    }
 }
 
 /// How a run of options ends.
@@ -96,6 +177,7 @@ struct Negotiation {
     output: BytesMut,
     received: usize,
     looked_up: LookedUp,
+    closing: watch::Receiver<bool>,
 }
 
 impl Negotiation {
@@ -108,9 +190,7 @@ impl Negotiation {
                 Progress::NeedInput => {
                     // Inside TLS what was written may not be sent yet.
                     self.stream.flush().await?;
-                    let count = self.stream.read_buf(&mut self.input).await?;
-                    self.received += count;
-                    if count == 0 {
+                    if self.receive().await? == 0 {
                         return Ok(Ended::Left);
                     }
                     if self.received > HANDSHAKE_BYTES_MAX {
@@ -130,6 +210,23 @@ impl Negotiation {
         }
     }
 
+    /// Waits for more of the client, and says how much there was. What comes once the server closes is answered accordingly.
+    async fn receive(&mut self) -> io::Result<usize> {
+        let mut read = pin!(self.stream.read_buf(&mut self.input));
+        let closed = at_closing(&mut self.closing);
+        let count = tokio::select! {
+            // An option that comes in the same moment comes too late.
+            biased;
+            () = closed => {
+                self.handshake.shut_down();
+                read.await?
+            }
+            count = &mut read => count?,
+        };
+        self.received += count;
+        Ok(count)
+    }
+
     /// One step of the handshake. The catalogue of a client lives for a step only, because it is not `Sync`.
     fn step(&mut self, exports: &dyn Exports, ticket: &Ticket) -> Result<Progress, ProtocolError> {
         let view = ClientView {
@@ -143,8 +240,8 @@ impl Negotiation {
         progress
     }
 
-    /// The same connection inside TLS, where everything begins anew.
-    async fn secured(mut self, tls: &ServerTls) -> Result<Self, HandshakeError> {
+    /// The same connection inside TLS, where everything begins anew; the stream outside it, where there is no TLS to be had.
+    async fn secured(mut self, tls: &ServerTls) -> Result<Self, (TlsError, Box<dyn Stream>)> {
         let (stream, names) = tls.accept(self.stream).await?;
         tracing::debug!(?names, "TLS");
         self.handshake.secured();
@@ -158,165 +255,15 @@ impl Negotiation {
     }
 
     fn accept(mut self, session: Negotiated) -> (Box<dyn Stream>, Accepted) {
-        let export = self
+        let found = self
             .looked_up
             .remove(session.requested.as_str())
             .expect("a session begins with an export that was described");
         let accepted = Accepted {
             session,
-            export,
+            export: found.export,
             input: self.input,
         };
         (self.stream, accepted)
-    }
-}
-
-/// The exports that the client asked for, by the names that it used: no more than there are.
-type LookedUp = BTreeMap<String, Arc<dyn Export>>;
-
-/// What one client sees of the exports.
-///
-/// All answers about one name are about the same export: between two options of a client a frozen image may be thawed and
-/// another made under its name, and contexts selected on the first must not meet the second. A client that holds on
-/// to the first is told by ESHUTDOWN that it is gone.
-struct ClientView<'a> {
-    exports: &'a dyn Exports,
-    client: &'a Client,
-    ticket: &'a Ticket,
-    looked_up: RefCell<LookedUp>,
-}
-
-impl ClientView<'_> {
-    fn look_up(&self, name: &str) -> Result<Arc<dyn Export>, Refusal> {
-        let mut looked_up = self.looked_up.borrow_mut();
-        if let Some(export) = looked_up.get(name) {
-            return Ok(Arc::clone(export));
-        }
-        let export = self.exports.open(name, self.client).ok_or(Refusal::Unknown)?;
-        looked_up.insert(name.to_owned(), Arc::clone(&export));
-        Ok(export)
-    }
-}
-
-impl Catalogue for ClientView<'_> {
-    fn list(&self) -> Result<Vec<ListedExport>, Refusal> {
-        let offers = self.exports.offers(self.client);
-        Ok(offers
-            .into_iter()
-            .filter_map(|offer| {
-                Some(ListedExport {
-                    name: ExportName::new(&offer.name).ok()?,
-                    description: offer.description,
-                })
-            })
-            .collect())
-    }
-
-    fn describe(&self, name: &str) -> Result<crate::proto::ExportInfo, Refusal> {
-        let info = self.look_up(name)?.info();
-        if !self.ticket.take_seat() {
-            if self.ticket.is_news() {
-                tracing::warn!(
-                    export = name,
-                    "refused: there are as many connections as --max-connections allows"
-                );
-            }
-            return Err(Refusal::Busy);
-        }
-        Ok(crate::proto::ExportInfo {
-            name: ExportName::new(name).map_err(|_| Refusal::Unknown)?,
-            size: info.size,
-            flags: flags(&info),
-            block: info.block,
-            description: info.description,
-        })
-    }
-
-    fn contexts(&self, name: &str, style: HeaderStyle) -> Result<Vec<ContextName>, Refusal> {
-        let export = self.look_up(name)?;
-        let offered = export
-            .contexts()
-            .iter()
-            .filter(|context| !context.extended || style == HeaderStyle::Extended);
-        Ok(offered
-            .filter_map(|context| ContextName::new(&context.name).ok())
-            .collect())
-    }
-}
-
-/// What an export can. Several connections are safe for each: a frozen one never changes, and every writable one has one
-/// writer behind all connections, whose flush covers what any of them wrote.
-fn flags(info: &ExportInfo) -> TransmissionFlags {
-    let always = TransmissionFlags::HAS_FLAGS
-        | TransmissionFlags::SEND_FLUSH
-        | TransmissionFlags::SEND_DF
-        | TransmissionFlags::CAN_MULTI_CONN
-        | TransmissionFlags::SEND_CACHE
-        | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
-    always
-        | if info.fast_zero {
-            TransmissionFlags::SEND_FAST_ZERO
-        } else {
-            TransmissionFlags::NONE
-        }
-        | if info.writable {
-            TransmissionFlags::SEND_FUA | TransmissionFlags::SEND_TRIM | TransmissionFlags::SEND_WRITE_ZEROES
-        } else {
-            TransmissionFlags::READ_ONLY
-        }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::export::FrozenExport;
-    use crate::export::scripted::Scripted;
-    use crate::server::admission::{Admission, Peer};
-    use crate::server::limits::Limits;
-    use crate::server::{Audience, Offer};
-
-    /// Another frozen image under the same name, each time somebody asks.
-    struct Refrozen;
-
-    impl Exports for Refrozen {
-        fn offers(&self, _: &Client) -> Vec<Offer> {
-            Vec::new()
-        }
-
-        fn open(&self, _: &str, _: &Client) -> Option<Arc<dyn Export>> {
-            Some(Arc::new(FrozenExport::new(Scripted::drawn())))
-        }
-    }
-
-    #[test]
-    fn one_handshake_sees_one_frozen_image_of_a_name() {
-        let (ticket, _stay) = Admission::new(&Limits::default()).enter(Peer::Unnamed);
-        let view = ClientView {
-            exports: &Refrozen,
-            client: &Client {
-                audience: Audience { writable: false },
-                address: None,
-                names: Vec::new(),
-            },
-            ticket: &ticket,
-            looked_up: RefCell::default(),
-        };
-        let contexts = |name| view.contexts(name, HeaderStyle::Extended).unwrap();
-        let first = contexts("vm");
-        view.describe("vm").unwrap();
-        assert_eq!(contexts("vm"), first);
-        assert_ne!(contexts("other"), first);
-        assert_eq!(
-            contexts("vm"),
-            first,
-            "a question about another export changes nothing"
-        );
-        let export = view.looked_up.borrow().get("vm").cloned().unwrap();
-        let names: Vec<ContextName> = export
-            .contexts()
-            .iter()
-            .map(|context| ContextName::new(&context.name).unwrap())
-            .collect();
-        assert_eq!(names, first, "the session gets the export that was described");
     }
 }

@@ -123,6 +123,13 @@ pub const PATIENCE: Duration = Duration::from_millis(50);
 /// Time after the beginning of a shutdown in which requests that still come are told so, before the connection is closed.
 pub const LINGER: Duration = Duration::from_millis(200);
 
+/// Time that a client has, when a connection ends, to read our last replies and close its side. Replies that are in the buffers of both
+/// sides are through a slow line in it; who needs longer loses nothing but what it never fetched.
+pub const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Bytes that are read for nothing meanwhile: more than the buffers of two sockets hold.
+pub const FAREWELL_BYTES: usize = 16 << 20;
+
 /// Time that requests in flight get at shutdown before their connections are closed.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 

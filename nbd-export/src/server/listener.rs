@@ -200,15 +200,22 @@ mod tests {
 
     use super::*;
 
+    /// Small replies go out at once, and a peer that is lost without a word is noticed.
     #[tokio::test]
-    async fn a_peer_that_is_lost_without_a_word_is_noticed() {
-        let (listener, address) = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let _client = TcpStream::connect(address).await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        keep_alive(&stream).unwrap();
-        assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
+    async fn a_tcp_client_waits_for_nothing_and_is_not_waited_for_in_vain() {
+        let free = bind("127.0.0.1:0".parse().unwrap()).await.unwrap().1;
+        let listener = Listener::Tcp {
+            address: free,
+            writable: false,
+        };
+        let mut open = OpenListener::open(&listener).await.unwrap();
+        let _client = TcpStream::connect(free).await.expect("the port that was given");
+        let accepted = open.accept().await.unwrap().unwrap();
+        let socket = accepted.stream.into_socket().unwrap().unwrap();
+        assert!(getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+        assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
         assert_eq!(
-            u64::from(getsockopt(&stream, sockopt::TcpKeepIdle).unwrap()),
+            u64::from(getsockopt(&socket, sockopt::TcpKeepIdle).unwrap()),
             KEEPALIVE.0.as_secs()
         );
     }

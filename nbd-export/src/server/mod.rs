@@ -12,7 +12,9 @@ mod access;
 mod address;
 mod admission;
 mod budget;
+mod client_view;
 mod exports;
+mod farewell;
 mod handshake;
 pub mod limits;
 mod listener;
@@ -23,11 +25,12 @@ mod session;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod transmit;
 mod unix_socket;
 mod wire;
 
 pub use access::{AllowLists, Allowed};
 pub use address::Addresses;
-pub use exports::{Audience, Client, Exports, Offer};
+pub use exports::{Audience, Client, Exports, Found, Offer};
 pub use run::{Server, runtime};
 pub use unix_socket::{BindError, UnixSocket};

@@ -15,14 +15,14 @@ use tokio::time::{sleep, timeout};
 use super::address::Addresses;
 use super::admission::{Admission, Evicted, Ticket};
 use super::exports::{Audience, Client, Exports};
-use super::handshake::{Accepted, HandshakeError, negotiate};
+use super::handshake::{Accepted, Bounds, negotiate};
 use super::limits::{
     ACCEPT_PAUSE, BLOCKING_MAX, CONNECTION_STACK, HANDSHAKES_MAX, Limits, OTHER_DESCRIPTORS, OTHER_THREADS,
     SESSION_DESCRIPTORS, SHUTDOWN_DEADLINE,
 };
 use super::listener::{AcceptedStream, OpenListener};
-use super::session::{SessionError, Shared, transmit};
 use super::stream::Stream;
+use super::transmit::{SessionError, Shared, transmit};
 use super::wire::{Socket, Wrapped};
 use crate::config::Listener;
 use crate::error::Error;
@@ -215,40 +215,36 @@ async fn connection(
         address,
         names: Vec::new(),
     };
-    let mut closing = door.closing;
-    let handshake = timeout(
-        door.handshake_deadline,
-        negotiate(stream, door.exports.as_ref(), client, door.tls.as_ref(), &ticket),
-    );
-    let handshake = tokio::select! {
-        handshake = handshake => handshake,
-        _ = closing.wait_for(|closing| *closing) => return,
-        _ = evicted => {
-            tracing::debug!(peer, "its handshake makes room for newer ones");
-            return;
-        }
+    let bounds = Bounds {
+        deadline: door.handshake_deadline,
+        evicted,
+        closing: door.closing.clone(),
     };
+    let negotiated = negotiate(
+        stream,
+        door.exports.as_ref(),
+        client,
+        door.tls.as_ref(),
+        &ticket,
+        bounds,
+    )
+    .await;
     ticket.leave_handshake();
-    let (stream, accepted) = match handshake {
-        Ok(Ok(Some(accepted))) => accepted,
-        Ok(Ok(None)) => return,
-        // A client that only lists says goodbye and is gone before our answer: nothing to tell an operator.
-        Ok(Err(HandshakeError::Io(error))) => {
-            tracing::debug!(peer, %error, "the client left during the handshake");
-            return;
-        }
-        Ok(Err(error)) => {
+    let (stream, accepted) = match negotiated {
+        Ok(Some(accepted)) => accepted,
+        Ok(None) => return,
+        Err(error) if error.is_fault() => {
             tracing::info!(peer, %error, "handshake failed");
             return;
         }
-        Err(_) => {
-            tracing::info!(peer, "handshake took too long");
+        Err(error) => {
+            tracing::debug!(peer, %error, "handshake failed");
             return;
         }
     };
     let export = accepted.session.requested.as_str().to_owned();
     tracing::debug!(peer, export, style = ?accepted.session.style, "session begins");
-    match session(stream, accepted, door.shared, closing).await {
+    match session(stream, accepted, door.shared, door.closing).await {
         Ok(()) => tracing::debug!(peer, export, "session ended"),
         Err(error) => tracing::info!(peer, export, %error, "session ended"),
     }

@@ -8,93 +8,24 @@ use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::sync::mpsc;
 
-use super::budget::{Budget, ServerBudget};
+use super::budget::Budget;
 use super::handshake::Accepted;
 use super::limits::{
-    BATCH_BYTES, BATCH_REPLIES, BLOCKING_MAX, DESCRIPTOR_COST, EXTENT_LEN_MIN, INPUT_CHUNK, LINGER,
-    PAYLOAD_CHUNK, REQUEST_COST, ROUNDS, STALL_BYTES, STALL_DEADLINE, STATUS_COST,
+    BATCH_BYTES, BATCH_REPLIES, BLOCKING_MAX, DESCRIPTOR_COST, EXTENT_LEN_MIN, INPUT_CHUNK, PAYLOAD_CHUNK,
+    REQUEST_COST, ROUNDS, STALL_BYTES, STATUS_COST,
 };
 use super::outgoing::{Outgoing, Segment};
 use super::replies::{Answerer, Replies, Selected};
+use super::transmit::{SessionError, Shared};
 use super::wire::Wire;
 use crate::export::ContextIndex;
 use crate::proto::transmission::{Incoming, ReplyEncoder, RequestDecoder};
-use crate::proto::{Command, Errno, Negotiated, ProtocolError, ReplyTo};
-
-/// How a session ended, where the client did not end it properly.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SessionError {
-    /// The client broke a rule that leaves no way to go on.
-    #[error(transparent)]
-    Protocol(#[from] ProtocolError),
-    /// The connection failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// The client closed the connection in the middle of a request.
-    #[error("the client left in the middle of a request")]
-    CutShort,
-    /// The frozen image went while bytes of it were waiting to be sent.
-    #[error("the frozen image is gone, and bytes of it were waiting to be sent")]
-    Gone,
-    /// The client moves nothing while others wait for the memory that it takes.
-    #[error("the client took and sent next to nothing for {STALL_DEADLINE:?}, and others need the memory")]
-    Stalled,
-}
-
-/// What all sessions of a server share.
-#[derive(Clone, Debug)]
-pub(super) struct Shared {
-    /// Where requests go that have to wait.
-    pub(super) threads: Handle,
-    /// Memory for the requests of all.
-    pub(super) budget: Arc<ServerBudget>,
-}
-
-/// Serves requests until the client disconnects or breaks a rule, or the server closes; requests in flight are finished in each
-/// case.
-pub(super) async fn transmit(
-    wire: Box<dyn Wire>,
-    accepted: Accepted,
-    shared: &Shared,
-    mut closing: watch::Receiver<bool>,
-) -> Result<(), SessionError> {
-    let mut session = Session::new(wire, accepted, shared);
-    let mut stall = interval(STALL_DEADLINE);
-    stall.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut linger = None;
-    let ended = loop {
-        tokio::select! {
-            // The session last: one that is always busy must not keep the others from being looked at.
-            biased;
-            _ = closing.wait_for(|closing| *closing), if linger.is_none() => {
-                session.closing = true;
-                linger = Some(Instant::now() + LINGER);
-            }
-            () = sleep_until(linger.unwrap_or_else(Instant::now)), if linger.is_some() && !session.finished => {
-                session.finished = true;
-            }
-            _ = stall.tick() => {
-                if session.is_stalled() {
-                    break Err(SessionError::Stalled);
-                }
-                session.trim();
-            }
-            ended = std::future::poll_fn(|cx| session.poll(cx)) => break ended,
-        }
-    };
-    // Says goodbye, where the stream has a way to.
-    // Not for ever: inside TLS it is a word that a client may leave unread.
-    let goodbye = std::future::poll_fn(|cx| session.wire.poll_shutdown(cx));
-    timeout(LINGER, goodbye).await.ok();
-    session.threads_done().await;
-    ended
-}
+use crate::proto::{Command, Errno, Negotiated, ReplyTo};
 
 /// One connection in its transmission phase.
-struct Session {
+pub(super) struct Session {
     wire: Box<dyn Wire>,
     input: BytesMut,
     decoder: RequestDecoder,
@@ -138,7 +69,7 @@ struct Answered {
 }
 
 impl Session {
-    fn new(wire: Box<dyn Wire>, accepted: Accepted, shared: &Shared) -> Self {
+    pub(super) fn new(wire: Box<dyn Wire>, accepted: Accepted, shared: &Shared) -> Self {
         let Accepted {
             session: negotiated,
             export,
@@ -184,7 +115,7 @@ impl Session {
     }
 
     /// Does all that can be done without waiting; ready when the session is over.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SessionError>> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SessionError>> {
         for _ in 0..ROUNDS {
             while self.blocking > 0
                 && let Poll::Ready(Some(Answered { segments, cost })) = self.answered.poll_recv(cx)
@@ -205,6 +136,25 @@ impl Session {
         // A client that always has one more request must not keep the rest from being looked at: shutdown, stall, the end.
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Refuses new requests: the server is closing.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Reads no more requests.
+    pub(super) fn finish(&mut self) {
+        self.finished = true;
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Says goodbye, where the stream has a way to.
+    pub(super) fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.wire.poll_shutdown(cx)
     }
 
     /// Whether nothing more is to come from either side.
@@ -401,7 +351,7 @@ impl Session {
     }
 
     /// Gives up the memory that a busy connection keeps for its next requests, once there are none.
-    fn trim(&mut self) {
+    pub(super) fn trim(&mut self) {
         let idle =
             self.blocking == 0 && self.outgoing.is_empty() && self.waiting.is_none() && self.input.is_empty();
         if idle && self.received == self.received_then {
@@ -411,15 +361,20 @@ impl Session {
         self.received_then = self.received;
     }
 
+    /// Lets go of all but the stream.
+    pub(super) fn into_wire(self) -> Box<dyn Wire> {
+        self.wire
+    }
+
     /// Waits until no other thread serves a request of this connection: until then they take memory, and the place of a connection.
-    async fn threads_done(&mut self) {
+    pub(super) async fn threads_done(&mut self) {
         while self.blocking > 0 && self.answered.recv().await.is_some() {
             self.blocking -= 1;
         }
     }
 
     /// Whether the client moved next to nothing since this was last asked, while somebody else waits for memory.
-    fn is_stalled(&mut self) -> bool {
+    pub(super) fn is_stalled(&mut self) -> bool {
         // A payload that is whole waits for us.
         let holds = !self.outgoing.is_empty() || self.prepaid.is_some() && self.waiting.is_none();
         let moved = holds.then(|| self.outgoing.sent() + self.received);

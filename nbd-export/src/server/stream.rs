@@ -12,6 +12,11 @@ use tokio_rustls::server::TlsStream;
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
     /// Takes the socket out of the runtime that drives it; gives the stream back if it is more than a socket, and has to stay.
     fn detach(self: Box<Self>) -> io::Result<Result<OwnedFd, Box<dyn Stream>>>;
+
+    /// Takes the socket out of whatever goes through it, for its end; `None` where there is none.
+    fn into_socket(self: Box<Self>) -> io::Result<Option<OwnedFd>> {
+        Ok(self.detach()?.ok())
+    }
 }
 
 impl Stream for UnixStream {
@@ -37,5 +42,9 @@ impl Stream for Join<pipe::Receiver, pipe::Sender> {
 impl Stream for TlsStream<Box<dyn Stream>> {
     fn detach(self: Box<Self>) -> io::Result<Result<OwnedFd, Box<dyn Stream>>> {
         Ok(Err(self))
+    }
+
+    fn into_socket(self: Box<Self>) -> io::Result<Option<OwnedFd>> {
+        self.into_inner().0.into_socket()
     }
 }

@@ -1,5 +1,7 @@
 //! A whole server on a Unix socket against the client half of `proto`.
 
+mod references;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,13 +16,13 @@ use volmap::frozen::FrozenImage;
 use volmap::range::ByteRange;
 
 use super::limits::{BLOCKING_MAX, BYTES_MAX, HANDSHAKES_MAX, Limits};
-use super::{Client, Exports, Offer, Server};
+use super::{Client, Exports, Found, Offer, Server};
 use crate::config::Listener;
 use crate::export::{
     BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, FrozenExport, Pieces, ReadShape,
     scripted::{MIB, Scripted},
 };
-use crate::proto::constants::OptionCode;
+use crate::proto::constants::{OptionCode, OptionReplyCode};
 use crate::proto::handshake::{ClientHandshake, ClientProgress, Goal, Outcome};
 use crate::proto::transmission::client::{ClientTransmission, Completion, ServerError};
 use crate::proto::{
@@ -46,10 +48,10 @@ impl Exports for Two {
             .collect()
     }
 
-    fn open(&self, name: &str, client: &Client) -> Option<Arc<dyn Export>> {
+    fn open(&self, name: &str, client: &Client) -> Option<Found> {
         match name {
-            "e" => Some(Arc::clone(&self.everybody)),
-            "w" if client.audience.writable => Some(Arc::clone(&self.writers)),
+            "e" => Some(Found::of(name, &self.everybody)),
+            "w" if client.audience.writable => Some(Found::of(name, &self.writers)),
             _ => None,
         }
     }
@@ -270,6 +272,14 @@ fn read(offset: u64, length: u32) -> Command {
     }
 }
 
+fn unfragmented(offset: u64, length: u32) -> Command {
+    Command::Read {
+        offset,
+        length,
+        dont_fragment: true,
+    }
+}
+
 fn status(offset: u64, length: u64) -> Command {
     Command::BlockStatus {
         offset,
@@ -299,8 +309,28 @@ async fn the_same_bytes_in_every_style() {
         };
         assert_eq!(reply.data, expected);
         assert_eq!(reply.holes.is_empty(), style == HeaderStyle::Simple);
+        if style != HeaderStyle::Simple {
+            // In one piece: our client takes no other.
+            let Ok(Completion::Read(whole)) = session.ask(&unfragmented(MIB / 2, 2 << 20)).await else {
+                panic!("read");
+            };
+            assert!(whole.data == expected && whole.holes.is_empty());
+        }
         assert!(session.ask(&Command::Flush).await.is_ok());
         assert!(session.ask(&read(0, 0)).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn the_longest_read_comes_in_one_piece() {
+    let slow = Slow::new(Duration::ZERO);
+    let server = Running::start(slow.clone(), slow).await;
+    for style in [HeaderStyle::Structured, HeaderStyle::Extended] {
+        let mut session = server.session("e", style, &[]).await;
+        let Ok(Completion::Read(reply)) = session.ask(&unfragmented(4096, 32 << 20)).await else {
+            panic!("read");
+        };
+        assert!(reply.data.len() == 32 << 20 && reply.data.iter().all(|byte| *byte == 1));
     }
 }
 
@@ -515,6 +545,39 @@ async fn requests_that_come_at_shutdown_are_told_so_on_every_connection() {
 }
 
 #[tokio::test]
+async fn clients_in_their_handshake_are_told_of_a_shutdown() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let mut server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    let early = server.connect().await;
+    let mut half_way = server.connect().await;
+    half_way.write_all(b"\0\0\0\x03IHAVE").await.unwrap();
+    let mut silent = server.connect().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.stop();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let refused = Session::open(early, "e", HeaderStyle::Extended, &["base:allocation"]).await;
+    let Err(Some(ProtocolError::Refused(refused))) = refused else {
+        panic!("a refusal in words")
+    };
+    assert_eq!(refused.reply, OptionReplyCode::ERR_SHUTDOWN);
+    half_way.write_all(b"OPT\0\0\0\x03\0\0\0\0").await.unwrap();
+    let mut heard = Vec::new();
+    half_way.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(
+        heard[18 + 12..][..4],
+        OptionReplyCode::ERR_SHUTDOWN.0.to_be_bytes()
+    );
+    // Whoever says nothing hears nothing, and holds nobody up.
+    let mut heard = Vec::new();
+    silent.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard.len(), 18);
+    tokio::time::timeout(Duration::from_secs(5), server.done)
+        .await
+        .expect("the server ends")
+        .unwrap();
+}
+
+#[tokio::test]
 async fn bad_clients_cost_themselves_their_connection() {
     let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
     let server = Running::start(export, Slow::new(Duration::ZERO)).await;
@@ -557,20 +620,49 @@ async fn an_endless_handshake_is_ended() {
     drain.await.unwrap();
 }
 
+/// Neither a flag too few nor one too many.
 #[tokio::test]
-async fn writable_exports_say_so() {
+async fn exports_offer_what_they_can_and_nothing_else() {
     let slow = Slow::new(Duration::ZERO);
     let server = Running::start(Arc::new(FrozenExport::new(Scripted::with_holes())), slow).await;
-    let flags = |session: &Session| session.client.session().export.flags;
-    let frozen = server
-        .session("e", HeaderStyle::Extended, &["base:allocation"])
-        .await;
-    assert!(flags(&frozen).contains(TransmissionFlags::READ_ONLY | TransmissionFlags::CAN_MULTI_CONN));
-    let live = server.session("w", HeaderStyle::Extended, &[]).await;
-    assert!(flags(&live).contains(TransmissionFlags::SEND_FUA | TransmissionFlags::SEND_TRIM));
-    assert!(!flags(&live).contains(TransmissionFlags::READ_ONLY));
-    for never in [TransmissionFlags::ROTATIONAL, TransmissionFlags::SEND_RESIZE] {
-        assert!(!flags(&frozen).contains(never) && !flags(&live).contains(never));
+    let always = TransmissionFlags::HAS_FLAGS
+        | TransmissionFlags::SEND_FLUSH
+        | TransmissionFlags::CAN_MULTI_CONN
+        | TransmissionFlags::SEND_CACHE;
+    let frozen = always | TransmissionFlags::READ_ONLY;
+    let live = always
+        | TransmissionFlags::SEND_FUA
+        | TransmissionFlags::SEND_TRIM
+        | TransmissionFlags::SEND_WRITE_ZEROES;
+    for (style, with_contexts, of_style) in [
+        (HeaderStyle::Simple, false, TransmissionFlags::NONE),
+        (HeaderStyle::Structured, true, TransmissionFlags::SEND_DF),
+        (HeaderStyle::Extended, false, TransmissionFlags::SEND_DF),
+        (
+            HeaderStyle::Extended,
+            true,
+            TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD,
+        ),
+    ] {
+        let contexts = if with_contexts {
+            &["base:allocation"][..]
+        } else {
+            &[]
+        };
+        let session = server.session("e", style, contexts).await;
+        assert_eq!(
+            session.client.session().export.flags,
+            frozen | of_style,
+            "{style:?}"
+        );
+        // It has no contexts.
+        let session = server.session("w", style, contexts).await;
+        let of_style = of_style.without(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+        assert_eq!(
+            session.client.session().export.flags,
+            live | of_style,
+            "{style:?}"
+        );
     }
     let missing = Session::open(server.connect().await, "x", HeaderStyle::Extended, &[]).await;
     assert!(missing.is_err());

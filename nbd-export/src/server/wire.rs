@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::sendfile::sendfile;
-use nix::sys::socket::{MsgFlags, getsockopt, recv, sendmsg, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, Shutdown, getsockopt, recv, sendmsg, setsockopt, shutdown, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
 use tokio::net::UnixStream;
 
@@ -52,8 +52,11 @@ pub(super) trait Wire: Send {
     /// Lets go of all that was sent and is still kept back.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Says goodbye, where there is a way to.
+    /// Says goodbye: nothing more is sent.
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// The socket, for its end; `None` where there is none.
+    fn into_socket(self: Box<Self>) -> io::Result<Option<OwnedFd>>;
 }
 
 /// A stream that is no bare socket.
@@ -89,6 +92,10 @@ impl Wire for Wrapped {
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+
+    fn into_socket(self: Box<Self>) -> io::Result<Option<OwnedFd>> {
+        self.0.into_socket()
     }
 }
 
@@ -252,8 +259,11 @@ impl Wire for Socket {
         Poll::Ready(Ok(()))
     }
 
-    /// Closing it says all.
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(shutdown(self.socket.as_raw_fd(), Shutdown::Write)?))
+    }
+
+    fn into_socket(self: Box<Self>) -> io::Result<Option<OwnedFd>> {
+        Ok(Some(self.socket.into_std()?.into()))
     }
 }

@@ -61,12 +61,14 @@ impl ServerTls {
     /// client proved to have.
     ///
     /// # Errors
-    /// The client speaks no TLS, or has no such certificate.
-    pub async fn accept<S>(&self, stream: S) -> Result<(TlsStream<S>, Vec<String>), TlsError>
+    /// The client speaks no TLS, or has no such certificate. The stream comes back: an alert is on its way that the client should
+    /// still hear.
+    pub async fn accept<S>(&self, stream: S) -> Result<(TlsStream<S>, Vec<String>), (TlsError, S)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let stream = self.acceptor.accept(stream).await.map_err(TlsError::Handshake)?;
+        let accepted = self.acceptor.accept(stream).into_fallible().await;
+        let stream = accepted.map_err(|(error, stream)| (TlsError::Handshake(error), stream))?;
         let (_, session) = stream.get_ref();
         let certificates = session.peer_certificates().unwrap_or_default();
         let names = certificates.first().map(names).unwrap_or_default();

@@ -120,7 +120,7 @@ async fn enter(server: &TempDir, client: &TempDir) -> Result<Vec<String>, TlsErr
     let client = ClientTls::load(client.path()).unwrap();
     let (near, far) = tokio::io::duplex(1 << 16);
     let (accepted, _) = tokio::join!(server.accept(near), client.connect(far, "localhost"));
-    accepted.map(|(_, names)| names)
+    accepted.map(|(_, names)| names).map_err(|(error, _)| error)
 }
 
 /// Why neither side takes a directory.

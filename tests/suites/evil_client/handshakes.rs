@@ -1,11 +1,17 @@
 //! Harm before the session: slow, huge, cut short, without end, and very many.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
 use tests::needs;
 
 use super::{Victim, Wire, enter, entered, option, request};
@@ -61,6 +67,71 @@ fn ten_thousand_half_open_handshakes_lock_nobody_out() {
     assert!(peak < 256, "{peak} MiB");
     drop(crowd);
     victim.serves_good_clients(victim.unix_uri());
+    victim.ends_well();
+}
+
+/// A TCP connection that comes from another address of this machine.
+fn from_elsewhere(to: &str) -> Option<TcpStream> {
+    let to: std::net::SocketAddrV4 = to.parse().unwrap();
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .ok()?;
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 2, 0)).ok()?;
+    connect(socket.as_raw_fd(), &SockaddrIn::from(to)).ok()?;
+    Some(TcpStream::from(socket))
+}
+
+/// The flood goes on while good clients come, and they do not wait for its end: from another process, and from another address.
+#[test]
+fn a_flood_that_does_not_end_locks_nobody_out() {
+    needs!("nbdcopy");
+    let victim = Victim::new(&[]);
+    let tcp = victim.tcp_address();
+    let over = AtomicBool::new(false);
+    let tried = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for family in ["unix", "tcp"] {
+            let (victim, tcp, over, tried) = (&victim, &tcp, &over, &tried);
+            scope.spawn(move || {
+                // More than the server keeps, so that it has to let some of them go all the time.
+                let mut crowd: VecDeque<Box<dyn Wire>> = VecDeque::new();
+                while !over.load(Ordering::Relaxed) {
+                    let n = tried.fetch_add(1, Ordering::Relaxed);
+                    let mut wire: Box<dyn Wire> = match family {
+                        "unix" => Box::new(victim.unix()),
+                        _ => match from_elsewhere(tcp) {
+                            Some(stream) => Box::new(stream),
+                            None => continue,
+                        },
+                    };
+                    wire.write_all(&beginning(n)).ok();
+                    crowd.push_back(wire);
+                    if crowd.len() > 1500 {
+                        crowd.pop_front();
+                    }
+                    // Not as fast as it can, which would be a test of the machine.
+                    thread::sleep(Duration::from_micros(500));
+                }
+            });
+        }
+        while tried.load(Ordering::Relaxed) < 1200 {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let before = tried.load(Ordering::Relaxed);
+        for _ in 0..2 {
+            victim.serves_good_clients(victim.unix_uri());
+            victim.serves_good_clients(&format!("nbd://{tcp}/v"));
+        }
+        let during = tried.load(Ordering::Relaxed) - before;
+        over.store(true, Ordering::Relaxed);
+        assert!(during > 100, "{during} attempts are no flood");
+    });
+    let peak = victim.peak_mib();
+    assert!(peak < 256, "{peak} MiB");
     victim.ends_well();
 }
 

@@ -1,5 +1,6 @@
 //! Clients that mean harm, against the program: its memory and its time are bounded, and a good client is served meanwhile.
 
+mod farewells;
 mod handshakes;
 mod payloads;
 

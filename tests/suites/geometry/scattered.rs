@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use nbd_export::config::Listener;
 use nbd_export::export::{Export, FrozenExport};
-use nbd_export::server::{Client, Exports, Offer, Server};
+use nbd_export::server::{Client, Exports, Found, Offer, Server};
 use proxy_client::config::{ImagePath, LunArgument};
 use proxy_client::job::backup::BackupOptions;
 use tests::ambush::Ambush;
@@ -133,8 +133,8 @@ impl Exports for Sole {
         Vec::new()
     }
 
-    fn open(&self, name: &str, _: &Client) -> Option<Arc<dyn Export>> {
-        (name == VOLUME).then(|| Arc::clone(&self.0))
+    fn open(&self, name: &str, _: &Client) -> Option<Found> {
+        (name == VOLUME).then(|| Found::of(name, &self.0))
     }
 }
 

@@ -185,3 +185,56 @@ fn a_block_device_takes_whatever_a_file_takes() {
     assert!(host.terminate().success());
     assert!(fs::read(&disk.lun).unwrap()[MIB..] == bytes[MIB..]);
 }
+
+/// A loop device has a page cache of its own, so that what is in the file below it has been flushed. CAN_MULTI_CONN promises that
+/// it does not matter on which connection.
+#[test]
+fn what_is_flushed_or_forced_on_any_connection_is_on_the_device() {
+    needs_loop_devices!("nbdsh");
+    let ground = Ground::new();
+    let disk = LoopDisk::new(ground.directory.path(), "lun", 8 << 20, 512);
+    let host = serve(&ground, disk.device.to_str().unwrap());
+    let told = ground.nbdsh(&format!(
+        "one, other, third = nbd.NBD(), nbd.NBD(), nbd.NBD()\n\
+         for h in (one, other, third):\n    h.connect_uri('{uri}')\n    assert h.can_multi_conn()\n\
+         def below(at):\n    return open('{lun}', 'rb').read()[at:at + 4096] == b'7' * 4096\n\
+         def asked(at):\n    return third.pread(4096, at) == b'7' * 4096\n\
+         one.pwrite(b'7' * 4096, 4096)\n\
+         print(asked(4096), below(4096))\n\
+         other.flush()\n\
+         print(below(4096))\n\
+         other.pwrite(b'7' * 4096, 65536, nbd.CMD_FLAG_FUA)\n\
+         print(asked(65536), below(65536))\n\
+         one.zero(4096, 65536, nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_NO_HOLE)\n\
+         print(asked(65536), below(65536))",
+        uri = host.uri("t"),
+        lun = disk.lun.display(),
+    ));
+    let answers: Vec<&str> = told.lines().collect();
+    assert_eq!(
+        answers,
+        ["True False", "True", "True True", "False False"],
+        "{told}"
+    );
+    assert!(host.terminate().success());
+}
+
+/// The kernel knows of every disk whether it rotates, and an administrator may tell it otherwise.
+#[test]
+fn disks_that_rotate_are_said_to() {
+    needs_loop_devices!("nbdinfo");
+    let ground = Ground::new();
+    let disk = LoopDisk::new(ground.directory.path(), "lun", 8 << 20, 512);
+    let name = disk.device.file_name().unwrap().to_str().unwrap();
+    let rotational = format!("/sys/block/{name}/queue/rotational");
+    let was = fs::read_to_string(&rotational).unwrap();
+    for (told, wanted) in [("1", true), ("0", false)] {
+        fs::write(&rotational, told).unwrap();
+        let host = serve(&ground, disk.device.to_str().unwrap());
+        let info: serde_json::Value =
+            serde_json::from_str(&run("nbdinfo", &["--json", host.uri("t")])).unwrap();
+        assert_eq!(info["exports"][0]["is_rotational"], wanted, "{info}");
+        assert!(host.terminate().success());
+    }
+    fs::write(&rotational, was).unwrap();
+}

@@ -1,5 +1,4 @@
-//! Ends inside TLS are said to be ends: a peer that hears no close_notify has to think that somebody cut the line. A handshake
-//! that is given up, for its time or to make room, and one that the end of the server meets, are cut.
+//! Ends inside TLS are said to be ends: a peer that hears no close_notify has to think that somebody cut the line.
 
 use nbd_export::proto::ExportName;
 use nbd_export::proto::constants::{InfoCode, OptionCode, OptionReplyCode};
@@ -84,6 +83,55 @@ async fn the_server_says_goodbye_whatever_it_ends_of() {
     assert!(ended.await.unwrap().success());
 }
 
+/// For its time, for its place, and because the server ends.
+#[tokio::test]
+async fn the_server_says_goodbye_to_handshakes_that_it_gives_up() {
+    let pki = Pki::new();
+    let served = Served::tcp(&pki, &["--handshake-timeout", "2"]);
+    let mut slow = inside(&served, &pki).await;
+    assert_ends_properly(&mut slow, "a handshake that took too long").await;
+
+    let served = Served::tcp(&pki, &[]);
+    let mut oldest = inside(&served, &pki).await;
+    let uri: NbdUri = served.uri().parse().unwrap();
+    let NbdAddress::Tcp { host, port } = uri.address else {
+        panic!("a Unix socket");
+    };
+    let mut crowd = Vec::new();
+    for _ in 0..600 {
+        crowd.push(TcpStream::connect((host.as_str(), port)).await.unwrap());
+    }
+    assert_ends_properly(&mut oldest, "one that makes room for newer ones").await;
+    drop(crowd);
+
+    let mut last = inside(&served, &pki).await;
+    let mut told = inside(&served, &pki).await;
+    let ended = tokio::task::spawn_blocking(|| served.host.terminate());
+    while list(&mut told).await != OptionReplyCode::ERR_SHUTDOWN {}
+    assert_ends_properly(&mut told, "one that was told of the end").await;
+    assert_ends_properly(&mut last, "one that the end of the server meets").await;
+    drop((told, last));
+    assert!(ended.await.unwrap().success());
+}
+
+/// The last answer to LIST.
+async fn list(stream: &mut TlsStream<TcpStream>) -> OptionReplyCode {
+    let mut option = bytes::BytesMut::new();
+    encode_option(OptionCode::LIST, b"", &mut option);
+    stream.write_all(&option).await.unwrap();
+    stream.flush().await.unwrap();
+    loop {
+        let mut header = [0; 20];
+        stream.read_exact(&mut header).await.unwrap();
+        let word = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
+        stream.read_exact(&mut vec![0; word(16) as usize]).await.unwrap();
+        let code = OptionReplyCode(word(12));
+        if code == OptionReplyCode::ACK || code.is_error() {
+            return code;
+        }
+    }
+}
+
 fn reply(option: OptionCode, code: OptionReplyCode, data: &[u8]) -> Vec<u8> {
     let mut out = bytes::BytesMut::new();
     encode_option_reply(option, code, data, &mut out);
@@ -101,7 +149,8 @@ async fn scripted(pki: &Pki, lines: Vec<Vec<u8>>, cuts: bool) -> (NbdUri, JoinHa
         stream.read_exact(&mut [0; 20]).await?;
         let ack = reply(OptionCode::STARTTLS, OptionReplyCode::ACK, b"");
         stream.write_all(&ack).await?;
-        let (mut stream, names) = tls.accept(stream).await.map_err(std::io::Error::other)?;
+        let accepted = tls.accept(stream).await;
+        let (mut stream, names) = accepted.map_err(|(error, _)| std::io::Error::other(error))?;
         assert_eq!(names, ["proxy"]);
         for line in lines {
             let mut option = [0; 16];

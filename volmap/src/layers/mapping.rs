@@ -88,6 +88,17 @@ impl Layers {
         }
     }
 
+    /// Whether the disk below a file or block device is known to rotate. Nothing is opened for it.
+    pub fn rotates(&self, path: &Path) -> bool {
+        path.metadata().is_ok_and(|metadata| {
+            let device = match metadata.file_type().is_block_device() {
+                true => metadata.rdev(),
+                false => metadata.dev(),
+            };
+            self.sysfs.rotates(DeviceNumber::from_stat(device))
+        })
+    }
+
     /// Flushes an open volume and maps it; its stores are added to `graph`. The path serves for labels only.
     ///
     /// A map of a file that somebody can write to or defragment is worth nothing: hold a lease before calling, and check it

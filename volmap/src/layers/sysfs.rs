@@ -90,6 +90,15 @@ impl Sysfs {
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
+    /// Whether the kernel says of a device that it rotates: of a mapped one, if something below does. Where it does not say, it is not
+    /// known to.
+    pub(super) fn rotates(&self, device: DeviceNumber) -> bool {
+        let said = |device| self.attribute(device, "queue/rotational").ok().flatten();
+        // A partition has no queue but that of its disk.
+        let of_disk = || said(self.disk_of_partition(device).ok()?);
+        said(device).or_else(of_disk).is_some_and(|said| said == "1")
+    }
+
     /// The kernel's name of a device, `sda1`; its number where sysfs has no name.
     pub(super) fn name(&self, device: DeviceNumber) -> String {
         let uevent = self
@@ -104,5 +113,40 @@ impl Sysfs {
     /// Where the device node is expected. For a device that is opened, compare its number.
     pub(super) fn node(&self, device: DeviceNumber) -> PathBuf {
         PathBuf::from("/dev").join(self.name(device))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_partition_rotates_with_its_disk_and_what_is_not_said_is_not_known() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        fs::create_dir_all(path("dev/block")).unwrap();
+        for (disk, number, rotational) in [("sda", "8:0", "1\n"), ("sdb", "8:16", "0\n"), ("sdc", "8:32", "")]
+        {
+            let partition = format!("devices/{disk}/{disk}1");
+            fs::create_dir_all(path(&partition)).unwrap();
+            fs::create_dir_all(path(&format!("devices/{disk}/queue"))).unwrap();
+            fs::write(path(&format!("devices/{disk}/queue/rotational")), rotational).unwrap();
+            fs::write(path(&format!("devices/{disk}/dev")), number).unwrap();
+            symlink(
+                path(&format!("devices/{disk}")),
+                path(&format!("dev/block/{number}")),
+            )
+            .unwrap();
+            let first = DeviceNumber::parse(number).unwrap();
+            let minor = first.minor + 1;
+            symlink(path(&partition), path(&format!("dev/block/8:{minor}"))).unwrap();
+        }
+        let sysfs = Sysfs::at(root.path());
+        let rotates = |minor| sysfs.rotates(DeviceNumber { major: 8, minor });
+        assert!(rotates(0) && rotates(1));
+        assert!(!rotates(16) && !rotates(17));
+        assert!(!rotates(32) && !rotates(33) && !rotates(48));
     }
 }

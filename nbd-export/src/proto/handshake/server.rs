@@ -54,6 +54,8 @@ pub struct ServerHandshake {
     /// The export name that the selection was made for, and the selection.
     selected: Option<(ExportName, Vec<SelectedContext>)>,
     last_id: u32,
+    /// The server is going away.
+    shut_down: bool,
 }
 
 /// The options of the handshake come from one place, so that every answer names the option it answers.
@@ -96,6 +98,7 @@ impl ServerHandshake {
             style: HeaderStyle::Simple,
             selected: None,
             last_id: 0,
+            shut_down: false,
         }
     }
 
@@ -112,6 +115,12 @@ impl ServerHandshake {
         self.tls = Tls::Established;
         self.style = HeaderStyle::Simple;
         self.selected = None;
+    }
+
+    /// From now on every option is answered with NBD_REP_ERR_SHUTDOWN: "the server is unwilling to continue negotiation as it is
+    /// in the process of being shut down".
+    pub fn shut_down(&mut self) {
+        self.shut_down = true;
     }
 
     /// Takes at most one message from the start of `input` and appends its answer to `output`.
@@ -146,20 +155,21 @@ impl ServerHandshake {
         let data = &message[OPTION_HEADER_LEN..];
         let mut answer = Answer { option, out: output };
         match option {
-            OptionCode::STARTTLS => return self.start_tls(data, input, &mut answer),
-            // It has no other answer.
-            OptionCode::EXPORT_NAME if self.tls == Tls::Awaited => {
-                return Err(ProtocolError::ExportNameRefused);
-            }
-            option if self.tls == Tls::Awaited && option != OptionCode::ABORT => answer.error(
-                OptionReplyCode::ERR_TLS_REQD,
-                &ErrorText::new("this server wants TLS: use STARTTLS, or a nbds:// URI"),
-            ),
-            OptionCode::EXPORT_NAME => return self.export_name(data, client, output, catalogue),
             OptionCode::ABORT => {
                 answer.ack();
                 return Ok(Progress::Closed);
             }
+            // It has no other answer.
+            OptionCode::EXPORT_NAME if self.shut_down || self.tls == Tls::Awaited => {
+                return Err(ProtocolError::ExportNameRefused);
+            }
+            _ if self.shut_down => answer.refuse(Refusal::Shutdown),
+            OptionCode::STARTTLS => return self.start_tls(data, input, &mut answer),
+            _ if self.tls == Tls::Awaited => answer.error(
+                OptionReplyCode::ERR_TLS_REQD,
+                &ErrorText::new("this server wants TLS: use STARTTLS, or a nbds:// URI"),
+            ),
+            OptionCode::EXPORT_NAME => return self.export_name(data, client, output, catalogue),
             OptionCode::LIST => list(data, &mut answer, catalogue),
             OptionCode::INFO | OptionCode::GO => {
                 if let Some(session) = self.info(data, &mut answer, catalogue) {

@@ -1,6 +1,7 @@
 //! A source against a whole server on a Unix socket, whose exports come and go.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,8 +10,8 @@ use nbd_export::config::Listener;
 use nbd_export::export::{
     BlockStatus, Context, ContextIndex, ContextStatus, Export, ExportError, ExportInfo, Pieces, ReadShape,
 };
-use nbd_export::proto::{BlockSizes, Descriptor};
-use nbd_export::server::{Client, Exports, Offer, Server};
+use nbd_export::proto::{BlockSizes, ContextName, Descriptor};
+use nbd_export::server::{Client, Exports, Found, Offer, Server};
 use nbd_export::uri::NbdUri;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -22,6 +23,7 @@ use super::source::NbdSource;
 use crate::config::ImagePath;
 use crate::error::ErrorKind;
 use crate::job::backup::{BackupOptions, backup};
+use crate::nbd::{Pool, PoolOptions};
 use crate::pipeline::FrozenSource;
 use crate::progress::Progress;
 use crate::transport::direct::DirectOpener;
@@ -100,9 +102,10 @@ impl Exports for Changing {
         Vec::new()
     }
 
-    fn open(&self, _: &str, _: &Client) -> Option<Arc<dyn Export>> {
+    fn open(&self, name: &str, _: &Client) -> Option<Found> {
         let index = self.opened.fetch_add(1, Ordering::Relaxed);
-        self.images.get(index).or(self.images.last()).map(Arc::clone)
+        let image = self.images.get(index).or(self.images.last())?;
+        Some(Found::of(name, image))
     }
 }
 
@@ -196,6 +199,29 @@ async fn a_host_that_does_not_come_back_is_waited_for_once() {
         assert_eq!(read.unwrap_err().kind(), ErrorKind::HostLost);
     }
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+/// Whoever waits for a connection may be busy elsewhere for longer than it may take to make one: a copy is, with a pipe that nobody
+/// reads.
+#[tokio::test]
+async fn a_lost_connection_is_taken_up_again_while_nobody_looks() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    let running = Running::start(&socket, &[1]).await;
+    let options = PoolOptions {
+        reconnect: Duration::from_secs(2),
+        ..PoolOptions::default()
+    };
+    let generation = ContextName::new("x-volmap:generation").unwrap();
+    let pool = Pool::open(uri(&socket), &[generation], options).await.unwrap();
+    running.stop().await;
+    let mut read = pin!(pool.read(0, 4096));
+    let lost = tokio::time::timeout(Duration::from_millis(500), &mut read).await;
+    assert!(lost.is_err(), "it waits for the server");
+    let running = Running::start(&socket, &[1]).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    read.await.unwrap();
+    running.stop().await;
 }
 
 /// A host that names stores without end gets an error, not a panic, and no file is left.

@@ -123,7 +123,15 @@ fn info_then_go_tell_the_same() {
             .collect()
     };
     assert_eq!(strip(info), strip(go));
-    assert_eq!(info[4].1, ACK);
+    let wanted: [(_, &[u8]); 5] = [
+        // 1 TiB; all flags that a session of simple replies can have.
+        (INFO, b"\0\0\0\0\x01\0\0\0\0\0\x0d\x7f"),
+        (INFO, b"\0\x01disk"),
+        (INFO, b"\0\x02a disk"),
+        (INFO, b"\0\x03\0\0\x02\0\0\0\x10\0\0\x10\0\0"),
+        (ACK, b""),
+    ];
+    assert_eq!(strip(info), wanted.map(|(reply, data)| (reply, data.to_vec())));
     assert!(matches!(answers.end, Ok(Progress::Transmission(_))));
 }
 
@@ -209,6 +217,7 @@ fn options_that_are_not_built_are_answered() {
 fn abort_closes_and_bad_magic_ends() {
     let answers = ask(&options(3, &[(OptionCode::ABORT, &[])]), 99);
     assert_eq!(answers.end, Ok(Progress::Closed));
+    assert_eq!(answers.replies, [(OptionCode::ABORT, ACK, vec![])]);
     let mut wrong = options(3, &[]);
     wrong.put_slice(b"IHAVEOPX");
     assert!(matches!(ask(&wrong, 99).end, Err(ProtocolError::Decode(_))));
@@ -225,6 +234,65 @@ fn styles_are_raised_once_each() {
         codes(&[(extended, &[]), (extended, &[]), (structured, &[])]),
         [ACK, INVALID, OptionReplyCode::ERR_EXT_HEADER_REQD]
     );
+}
+
+/// The name of an export, and a query as it travels.
+fn query(query: &[u8]) -> BytesMut {
+    let mut data = BytesMut::from(&b"\0\0\0\x04disk\0\0\0\x01"[..]);
+    data.put_u32(u32::try_from(query.len()).unwrap());
+    data.put_slice(query);
+    data
+}
+
+#[test]
+fn queries_that_are_no_names_are_invalid() {
+    for bad in [&b""[..], b"base", b"base:\0", b":", b":leaf", b"\xff:x"] {
+        let data = query(bad);
+        for option in [OptionCode::SET_META_CONTEXT, OptionCode::LIST_META_CONTEXT] {
+            assert_eq!(
+                codes(&[(OptionCode::STRUCTURED_REPLY, &[]), (option, &data)]),
+                [ACK, INVALID],
+                "{bad:x?}"
+            );
+        }
+    }
+    assert_eq!(
+        codes(&[
+            (OptionCode::STRUCTURED_REPLY, &[]),
+            (OptionCode::SET_META_CONTEXT, &query(b"base:allocation"))
+        ]),
+        [ACK, META, ACK]
+    );
+}
+
+/// Our stores can tell that zeroes would not be fast, but some take none at all.
+#[test]
+fn fast_zeroes_are_offered_only_with_zeroes() {
+    struct NoZeroes;
+    impl Catalogue for NoZeroes {
+        fn list(&self) -> Result<Vec<ListedExport>, Refusal> {
+            Shelf.list()
+        }
+        fn describe(&self, name: &str) -> Result<ExportInfo, Refusal> {
+            let export = Shelf.describe(name)?;
+            let flags = export.flags.without(TransmissionFlags::SEND_WRITE_ZEROES);
+            Ok(ExportInfo { flags, ..export })
+        }
+        fn contexts(&self, name: &str, style: HeaderStyle) -> Result<Vec<ContextName>, Refusal> {
+            Shelf.contexts(name, style)
+        }
+    }
+    let mut input = options(3, &[(OptionCode::GO, &go("disk", &[]))]);
+    let mut server = ServerHandshake::start(&mut BytesMut::new());
+    let session = loop {
+        match server.advance(&mut input, &mut BytesMut::new(), &NoZeroes) {
+            Ok(Progress::Continue) => {}
+            Ok(Progress::Transmission(session)) => break session,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(!session.offers(TransmissionFlags::SEND_FAST_ZERO));
+    assert!(session.offers(TransmissionFlags::SEND_TRIM));
 }
 
 #[test]
@@ -348,4 +416,41 @@ proptest! {
             prop_assert!(session.style != HeaderStyle::Simple || session.contexts.is_empty());
         }
     }
+}
+
+#[test]
+fn a_server_that_goes_away_says_so_to_every_option() {
+    let going = |tls| {
+        let mut server = ServerHandshake::start(&mut BytesMut::new());
+        if tls {
+            server = server.requiring_tls();
+        }
+        server.shut_down();
+        server
+    };
+    for tls in [false, true] {
+        for option in (0..12).chain([99, u32::MAX]).map(OptionCode) {
+            if [OptionCode::ABORT, OptionCode::EXPORT_NAME].contains(&option) {
+                continue;
+            }
+            let data = go("disk", &[]);
+            let sent = options(3, &[(option, &data), (OptionCode::ABORT, b"")]);
+            let answers = ask_server(&mut going(tls), &sent, usize::MAX);
+            let told: Vec<_> = answers.replies.iter().map(|(_, reply, _)| *reply).collect();
+            assert_eq!(told, [OptionReplyCode::ERR_SHUTDOWN, ACK], "{option}");
+            assert_eq!(answers.end, Ok(Progress::Closed));
+        }
+        let sent = options(3, &[(OptionCode::EXPORT_NAME, b"disk")]);
+        let answers = ask_server(&mut going(tls), &sent, usize::MAX);
+        assert_eq!(answers.end, Err(ProtocolError::ExportNameRefused));
+        assert!(answers.raw.is_empty());
+    }
+    // Half of an option was here before.
+    let mut server = ServerHandshake::start(&mut BytesMut::new());
+    let sent = options(3, &[(OptionCode::LIST, b"")]);
+    let (mut input, mut output) = (BytesMut::from(&sent[..9]), BytesMut::new());
+    while server.advance(&mut input, &mut output, &Shelf) == Ok(Progress::Continue) {}
+    server.shut_down();
+    let rest = ask_server(&mut server, &[&input[..], &sent[9..]].concat(), usize::MAX);
+    assert_eq!(rest.replies[0].1, OptionReplyCode::ERR_SHUTDOWN);
 }

@@ -100,6 +100,10 @@ fn ranges_end_with_the_export() {
                 refused(&session, CommandCode::WRITE_ZEROES, NONE, offset, length),
                 Errno::NoSpc
             );
+            let flags = if style == EXTENDED { PAYLOAD } else { NONE };
+            let payload = vec![7; usize::try_from(length).unwrap()];
+            let write = outcome(&session, header(WRITE, flags, offset, length), &payload);
+            assert_eq!(write, Some(Errno::NoSpc));
             assert_eq!(
                 refused(&session, BLOCK_STATUS, NONE, offset, length),
                 Errno::Inval
