@@ -60,6 +60,37 @@ impl Catalogue for Shelf {
     }
 }
 
+/// What a client may be told at the moment.
+pub(super) enum Veil {
+    /// Nothing: whoever asks breaks a promise.
+    Drawn,
+    /// What is on the shelf.
+    Lifted(Shelf),
+}
+
+impl Veil {
+    fn shelf(&self) -> &Shelf {
+        match self {
+            Self::Drawn => panic!("an export is asked for while nothing of it may be told"),
+            Self::Lifted(shelf) => shelf,
+        }
+    }
+}
+
+impl Catalogue for Veil {
+    fn list(&self) -> Result<Vec<ListedExport>, Refusal> {
+        self.shelf().list()
+    }
+
+    fn describe(&self, name: &str) -> Result<ExportInfo, Refusal> {
+        self.shelf().describe(name)
+    }
+
+    fn contexts(&self, name: &str, style: HeaderStyle) -> Result<Vec<ContextName>, Refusal> {
+        self.shelf().contexts(name, style)
+    }
+}
+
 fn read_only() -> TransmissionFlags {
     ALL_FLAGS.without(
         TransmissionFlags::SEND_FUA | TransmissionFlags::SEND_TRIM | TransmissionFlags::SEND_WRITE_ZEROES,
