@@ -189,8 +189,7 @@ fn run_info(args: &InfoArgs) -> Result<()> {
             json: args.json,
             nbd: PoolOptions::default(),
         };
-        let mut out = std::io::BufWriter::new(std::io::stdout());
-        return in_runtime(within(args.timeout, print_map(&uri, &options, &mut out)));
+        return in_runtime(within(args.timeout, print_map(&uri, &options, std::io::stdout())));
     }
     if args.list {
         let listed = in_runtime(within(args.timeout, list(&uri)))?;

@@ -2,7 +2,7 @@
 //!
 //! `dial` opens sockets and shakes hands; `connection` is the handle of one session, `driver` the task that owns its
 //! socket, keeps many requests in flight and knows each by its cookie; `error` says whose fault a failure was; `pool` is several
-//! connections to one export that are taken up again when they are lost. A reply
+//! connections to one export that are taken up again when they are lost, which `redial` does. A reply
 //! reaches the caller whole and checked, or not at all; what ended a session is told to everybody who comes later.
 
 mod buffers;
@@ -13,6 +13,7 @@ mod error;
 mod limits;
 mod outbox;
 mod pool;
+mod redial;
 #[cfg(test)]
 mod tests;
 

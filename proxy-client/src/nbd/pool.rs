@@ -15,14 +15,15 @@ use nbd_export::proto::handshake::{Goal, Outcome};
 use nbd_export::proto::{Command, ContextName, Descriptor, HeaderStyle, Negotiated, TransmissionFlags};
 use nbd_export::uri::NbdUri;
 use tokio::sync::RwLock;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use volmap::range::ByteRange;
 
 use super::buffers::BufferPool;
 use super::connection::Connection;
 use super::dial::dial;
 use super::error::NbdError;
-use super::limits::{BYTES_PER_CONNECTION, Deadlines, EXTRA_CONNECTION, RECONNECT_WAIT, RETRIES};
+use super::limits::{BYTES_PER_CONNECTION, Deadlines, EXTRA_CONNECTION, RETRIES};
+use super::redial::Redial;
 
 /// What names a frozen image (docs/x-volmap.md).
 const FROZEN: &str = "x-volmap:frozen:";
@@ -70,17 +71,12 @@ impl Losses {
 
 /// Connections to an export. Requests go to them in turn.
 pub struct Pool {
-    uri: NbdUri,
-    options: PoolOptions,
-    contexts: Vec<ContextName>,
-    session: Negotiated,
-    frozen: Option<ContextName>,
+    redial: Arc<Redial>,
+    goodbye: Duration,
     connections: Vec<RwLock<Arc<Connection>>>,
     next: AtomicUsize,
     losses: Mutex<Losses>,
     taken_up: AtomicU64,
-    given_up: OnceLock<NbdError>,
-    buffers: BufferPool,
 }
 
 impl Pool {
@@ -110,21 +106,25 @@ impl Pool {
             }
             attempt += 1;
         };
-        let session = first.session().clone();
-        let mut pool = Self {
+        let redial = Redial {
+            session: first.session().clone(),
             uri,
-            options,
             contexts,
-            session,
             frozen,
+            deadlines: options.deadlines,
+            patience: options.reconnect,
+            buffers,
+            given_up: OnceLock::new(),
+        };
+        let mut pool = Self {
+            redial: Arc::new(redial),
+            goodbye: options.deadlines.goodbye,
             connections: vec![RwLock::new(Arc::new(first))],
             next: AtomicUsize::new(0),
             losses: Mutex::default(),
             taken_up: AtomicU64::new(0),
-            given_up: OnceLock::new(),
-            buffers,
         };
-        pool.widen().await?;
+        pool.widen(options.connections).await?;
         pool.noted().watched = pool
             .connections
             .iter_mut()
@@ -134,16 +134,13 @@ impl Pool {
     }
 
     /// Opens the connections beside the first, if that is safe and pays. A server that takes fewer is served with fewer.
-    async fn widen(&mut self) -> Result<(), NbdError> {
-        if !self.session.offers(TransmissionFlags::CAN_MULTI_CONN) {
+    async fn widen(&mut self, most: usize) -> Result<(), NbdError> {
+        if !self.session().offers(TransmissionFlags::CAN_MULTI_CONN) {
             return Ok(());
         }
-        let useful = self.session.export.size.div_ceil(BYTES_PER_CONNECTION);
-        let wanted = self
-            .options
-            .connections
-            .min(usize::try_from(useful).unwrap_or(usize::MAX));
-        let extra = (1..wanted).map(|_| timeout(EXTRA_CONNECTION, self.connect()));
+        let useful = self.session().export.size.div_ceil(BYTES_PER_CONNECTION);
+        let wanted = most.min(usize::try_from(useful).unwrap_or(usize::MAX));
+        let extra = (1..wanted).map(|_| timeout(EXTRA_CONNECTION, self.redial.connect()));
         for connection in futures_util::future::join_all(extra).await {
             match connection.unwrap_or(Err(NbdError::Timeout)) {
                 Ok(connection) => self.connections.push(RwLock::new(Arc::new(connection))),
@@ -156,7 +153,7 @@ impl Pool {
 
     /// What every connection has negotiated; ids of contexts are those of the first.
     pub fn session(&self) -> &Negotiated {
-        &self.session
+        &self.redial.session
     }
 
     /// Number of connections.
@@ -191,7 +188,7 @@ impl Pool {
     /// [`NbdError`]; [`NbdError::Unfit`] where the context is not selected.
     pub async fn status(&self, range: ByteRange, context: &str) -> Result<Vec<Descriptor>, NbdError> {
         // No more than a header can ask for.
-        let longest = match self.session.style {
+        let longest = match self.session().style {
             HeaderStyle::Extended => 1 << 46,
             HeaderStyle::Simple | HeaderStyle::Structured => 1 << 31,
         };
@@ -231,7 +228,7 @@ impl Pool {
     /// Says goodbye where nobody else holds the pool any more. What is still in flight then is waited for no longer than a goodbye
     /// may take.
     pub(crate) async fn leave(self: Arc<Self>) {
-        let deadline = self.options.deadlines.goodbye;
+        let deadline = self.goodbye;
         if let Some(pool) = Arc::into_inner(self) {
             // A server that is gone does not hear it.
             let _ = timeout(deadline, pool.disconnect()).await;
@@ -262,7 +259,7 @@ impl Pool {
                     attempt += 1;
                 }
                 // Exports that are not frozen shut down like any server: only a frozen image has ended with that.
-                Err(error) if error.is_gone() && self.frozen.is_none() => {
+                Err(error) if error.is_gone() && self.redial.frozen.is_none() => {
                     return Err(NbdError::NotBack(Box::new(error)));
                 }
                 answer => return answer,
@@ -273,7 +270,7 @@ impl Pool {
     /// Whether another connection could do better. A server that shuts down may come back with the same export, but a frozen
     /// image that has ended does not.
     fn is_lost(&self, error: &NbdError) -> bool {
-        error.is_connection_lost() || (error.is_gone() && self.frozen.is_none())
+        error.is_connection_lost() || (error.is_gone() && self.redial.frozen.is_none())
     }
 
     /// Another connection in the place of `lost`, which failed of `error`.
@@ -294,7 +291,7 @@ impl Pool {
             losses.watched[number] = None;
         }
         tracing::warn!(%error, "a connection is lost");
-        match self.connect_again(error).await {
+        match self.redial.in_the_background(error).await {
             Ok(connection) => {
                 *current = Arc::new(connection);
                 self.noted().watched[number] = Some(Arc::downgrade(&current));
@@ -302,72 +299,7 @@ impl Pool {
                 tracing::info!("connected again");
                 Ok(())
             }
-            Err(error) => Err(self.given_up.get_or_init(|| error).clone()),
-        }
-    }
-
-    async fn connect_again(&self, mut last: NbdError) -> Result<Connection, NbdError> {
-        let deadline = Instant::now() + self.options.reconnect;
-        let mut wait = RECONNECT_WAIT.start;
-        loop {
-            if let Some(error) = self.given_up.get() {
-                return Err(error.clone());
-            }
-            if Instant::now() + wait > deadline {
-                return Err(NbdError::NotBack(Box::new(last)));
-            }
-            sleep(jittered(wait)).await;
-            wait = (wait * 2).min(RECONNECT_WAIT.end);
-            let left = deadline.saturating_duration_since(Instant::now());
-            match timeout(left, self.connect())
-                .await
-                .unwrap_or(Err(NbdError::Timeout))
-            {
-                Ok(connection) => return Ok(connection),
-                Err(error) if self.frozen.is_some() && error.is_unknown_export() => {
-                    return Err(NbdError::Replaced);
-                }
-                Err(error) if error.may_pass() => {
-                    tracing::debug!(%error, "not connected yet");
-                    last = error;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// A connection that has negotiated what the first had.
-    async fn connect(&self) -> Result<Connection, NbdError> {
-        let connection = Connection::connect_with(
-            &self.uri,
-            self.contexts.clone(),
-            self.options.deadlines,
-            self.buffers.clone(),
-        )
-        .await?;
-        let (was, is) = (&self.session, connection.session());
-        if let Some(frozen) = &self.frozen
-            && is.context_id(frozen.as_str()).is_none()
-        {
-            return Err(NbdError::Replaced);
-        }
-        let names = |session: &Negotiated| {
-            let mut names: Vec<_> = session.contexts.iter().map(|c| c.name.clone()).collect();
-            names.sort_unstable();
-            names
-        };
-        let differs = [
-            (was.export.size != is.export.size, "its size"),
-            (was.export.flags != is.export.flags, "its flags"),
-            (was.export.block != is.export.block, "its block sizes"),
-            (was.export.name != is.export.name, "its name"),
-            (was.export.description != is.export.description, "its description"),
-            (was.style != is.style, "the style of its replies"),
-            (names(was) != names(is), "its metadata contexts"),
-        ];
-        match differs.iter().find(|(differs, _)| *differs) {
-            Some((_, what)) => Err(NbdError::Changed(what)),
-            None => Ok(connection),
+            Err(error) => Err(self.redial.given_up.get_or_init(|| error).clone()),
         }
     }
 }
@@ -387,10 +319,4 @@ async fn frozen_context(uri: &NbdUri, deadlines: Deadlines) -> Result<Option<Con
         Err(error) if error.knows_no_contexts() => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Between half of a wait and all of it, so that many connections do not come back at the same instant.
-fn jittered(wait: Duration) -> Duration {
-    let part = f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
-    wait.mul_f64(0.5 + part / 2.0)
 }

@@ -1,7 +1,11 @@
 //! `info`, compared with what others say of the same servers.
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::disk::{self, Scratch, run};
 use tests::peer::Peer;
@@ -289,4 +293,48 @@ fn a_fragmented_map_covers_the_export_once() {
         .map(|line| line["size"].as_u64().unwrap())
         .sum();
     assert_eq!(sum, 1 << 30);
+}
+
+/// A map that fills a pipe which nobody reads: a signal ends it at once, and so does the end of the reader.
+#[test]
+fn a_map_that_nobody_reads_can_be_stopped() {
+    needs!("nbdkit");
+    // nbdkit 1.32 does not outlive a client that leaves with replies under way: a new one for each.
+    let fragmented = || {
+        let extents = ["seed=3", "percent=50", "runlength=4096"];
+        Peer::nbdkit(&[&["-r", "sparse-random", "2G"][..], &extents].concat())
+    };
+    for (json, signal) in [(&["--json"][..], Signal::SIGINT), (&[], Signal::SIGTERM)] {
+        let peer = fragmented();
+        let uri = peer.uri_text("");
+        let arguments = [&["--error-format", "json", "info", "--map", &uri], json].concat();
+        let mut running = program::start("proxy-client", &arguments, Stdio::null());
+        // The pipe holds 64 KiB, and the map is far longer.
+        thread::sleep(Duration::from_millis(700));
+        running.signal(signal);
+        let begun = Instant::now();
+        while running.is_alive() {
+            assert!(begun.elapsed() < Duration::from_secs(3), "{signal} is not heard");
+            thread::sleep(Duration::from_millis(10));
+        }
+        let output = running.wait();
+        assert_eq!(output.status.code(), Some(1));
+        let error = program::error_object(&output);
+        assert_eq!(error["kind"], "interrupted", "{error}");
+    }
+    let peer = fragmented();
+    let uri = peer.uri_text("");
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut head = Command::new(program::built("proxy-client"));
+    head.args(["--error-format", "json", "info", "--map", &uri]);
+    let mut child = head.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    drop((reader, head));
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it prints to nobody");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(program::error_object(&output)["kind"], "io");
 }

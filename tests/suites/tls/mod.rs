@@ -2,6 +2,7 @@
 
 mod access;
 mod backup;
+mod copies;
 mod document;
 mod downgrade;
 mod foreign_clients;

@@ -1,7 +1,6 @@
 //! The sums of a map.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 
 use serde::Serialize;
 
@@ -36,13 +35,8 @@ impl Totals {
         Ok(())
     }
 
-    pub(super) fn print(
-        self,
-        meaning: Meaning,
-        whole: u64,
-        json: bool,
-        out: &mut dyn Write,
-    ) -> io::Result<()> {
+    /// The lines of an export of `whole` bytes.
+    pub(super) fn lines(self, meaning: Meaning, whole: u64, json: bool) -> String {
         #[allow(clippy::cast_precision_loss, reason = "a percentage for people")]
         let percent = |size: u64| size as f64 * 100.0 / whole.max(1) as f64;
         let described: Vec<_> = self
@@ -60,13 +54,12 @@ impl Totals {
                     description,
                 })
                 .collect();
-            writeln!(out, "{}", json_line(&lines))?;
-        } else {
-            for (status, size, description) in described {
-                let line = format!("{size:>15} {:>5.1}% {status:>4}  {description}", percent(size));
-                writeln!(out, "{}", line.trim_end())?;
-            }
+            return json_line(&lines) + "\n";
         }
-        out.flush()
+        let lines = described.iter().map(|(status, size, description)| {
+            let line = format!("{size:>15} {:>5.1}% {status:>4}  {description}", percent(*size));
+            format!("{}\n", line.trim_end())
+        });
+        lines.collect()
     }
 }
