@@ -32,7 +32,7 @@ impl Default for Setup<'_> {
             disks: &[],
             memory: 512,
             modules: &[],
-            deadline: Duration::from_secs(240),
+            deadline: Duration::from_secs(600),
         }
     }
 }

@@ -1,8 +1,12 @@
 //! The programs on real kernels: `nbd-export` in User-Mode Linux guests, the proxy outside on the file that is their disk, or in a
 //! guest of its own. A test boots once, and plays its scenarios one after the other in that guest.
 
+mod around;
 mod guests;
+mod iscsi;
 mod linear;
+mod moves;
+mod nbd_client;
 
 use std::path::{Path, PathBuf};
 
