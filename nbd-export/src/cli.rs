@@ -40,12 +40,17 @@ pub enum ErrorFormat {
 pub enum Verb {
     /// Serve volumes as frozen images, origins read-write under copy-before-write, and plain files and devices read-write.
     Serve(ServeArgs),
-    /// Freeze a volume or origin that a running agent serves; prints the NBD URI of the frozen image.
+    /// Freeze a volume, an origin or the set that a running agent serves; prints the NBD URIs of the frozen images.
     Freeze(FreezeArgs),
-    /// End a frozen image and remove its export.
+    /// End a frozen image, or those of a frozen set, and remove the exports.
     Thaw(ThawArgs),
     /// List volumes, origins, tags and frozen images of a running agent.
     List(ListArgs),
+    /// Find and show what killed agents left behind: clones, and immutable flags on quiesced files. With --yes they are removed.
+    Cleanup(CleanupArgs),
+    /// What an agent starts for itself, to thaw file systems and run hooks whatever becomes of it.
+    #[command(hide = true)]
+    Guard,
     /// Show where every extent of a volume lies, down to the disk.
     Map(MapArgs),
     /// Show which ways to freeze fit a volume, how strong they are, and why the others do not.
@@ -92,6 +97,34 @@ pub struct ServeArgs {
     /// Whether every listener demands TLS; require if --tls-dir is given.
     #[arg(long, value_enum, value_name = "MODE")]
     pub tls: Option<TlsMode>,
+    /// Freeze volumes together, at one instant, as a set of this name; each has an export of its own.
+    #[arg(long, value_name = "NAME")]
+    pub set: Option<String>,
+    /// Volumes of the set: image files or block devices.
+    #[arg(long, value_name = "[NAME=]PATH", num_args = 1.., requires = "set")]
+    pub volume: Vec<String>,
+    /// Files of the set, by name or pattern (*, ? and [abc]; hidden files by name alone), as they are found at start.
+    #[arg(long, value_name = "GLOB", num_args = 1.., requires = "set")]
+    pub files: Vec<String>,
+    /// Mounted file systems of the set: the block devices that they lie on.
+    #[arg(long, value_name = "MOUNTPOINT", num_args = 1.., requires = "set")]
+    pub filesystem: Vec<PathBuf>,
+    /// Command that runs before every freeze and brings the data into order (sh -c). Where it fails nothing is frozen.
+    #[arg(long, value_name = "CMD")]
+    pub pre_freeze: Option<String>,
+    /// Command that runs once all is frozen, and lets writers go on.
+    #[arg(long, value_name = "CMD")]
+    pub post_freeze: Option<String>,
+    /// Command that runs when the frozen images of a freeze are ended, and after a freeze that failed, also if the agent was killed.
+    #[arg(long, value_name = "CMD")]
+    pub post_thaw: Option<String>,
+    /// Time that each of these commands has; then it is killed, with all that it started.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = RangedU64ValueParser::<u64>::new().range(1..=3600))]
+    pub hook_timeout: u64,
+    /// Where it is written down what a crash would leave behind, for cleanup; $STATE_DIRECTORY, /var/lib/nbd-export for root,
+    /// or nbd-export in $XDG_STATE_HOME if not given.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// How volumes are frozen.
     #[arg(long, value_enum, value_name = "METHOD", default_value = "auto")]
     pub freeze: FreezeMethod,
@@ -164,9 +197,9 @@ pub enum FreezeMethod {
 /// Arguments of `freeze`.
 #[derive(Debug, Args)]
 pub struct FreezeArgs {
-    /// The volume or origin, by the name that it is served under.
+    /// The volume, origin or set, by the name that it is served under.
     pub name: String,
-    /// The frozen image is exported as NAME@ID; drawn if not given.
+    /// The frozen image is exported as NAME@ID, each one of a set; drawn if not given.
     #[arg(long = "as", value_name = "ID")]
     pub id: Option<String>,
     /// How to reach the agent, and how to print.
@@ -177,7 +210,7 @@ pub struct FreezeArgs {
 /// Arguments of `thaw`.
 #[derive(Debug, Args)]
 pub struct ThawArgs {
-    /// The frozen image, by the name of its export: NAME@ID, or NAME for the one made at start.
+    /// The frozen image, by the name of its export, or the frozen set: NAME@ID, or NAME for the one made at start.
     #[arg(value_name = "NAME@ID")]
     pub export: String,
     /// How to reach the agent, and how to print.
@@ -199,6 +232,23 @@ pub struct ClientArgs {
     /// The control socket of the agent.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Directories to look for clones in that were not written down anywhere.
+    #[arg(value_name = "DIR")]
+    pub directories: Vec<PathBuf>,
+    /// Remove what was found.
+    #[arg(long)]
+    pub yes: bool,
+    /// The state directory of the agents; as for serve if not given.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Listen,
     /// The frozen image cannot be made.
     Freeze,
+    /// A command around a freeze failed.
+    Hook,
     /// The name of the frozen image is taken.
     NameTaken,
     /// There is no such volume or frozen image.
@@ -41,6 +43,7 @@ impl ErrorKind {
             Self::Volume
             | Self::Listen
             | Self::Freeze
+            | Self::Hook
             | Self::NameTaken
             | Self::UnknownName
             | Self::Busy
@@ -116,11 +119,12 @@ impl StdError for Error {}
 mod tests {
     use super::*;
 
-    const KINDS: [ErrorKind; 10] = [
+    const KINDS: [ErrorKind; 11] = [
         ErrorKind::Usage,
         ErrorKind::Volume,
         ErrorKind::Listen,
         ErrorKind::Freeze,
+        ErrorKind::Hook,
         ErrorKind::NameTaken,
         ErrorKind::UnknownName,
         ErrorKind::Busy,

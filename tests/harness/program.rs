@@ -17,6 +17,11 @@ pub fn built(name: &str) -> PathBuf {
     path
 }
 
+/// Where agents write down what a crash would leave behind, unless a test says otherwise: not where those of the machine do.
+fn state_directory() -> PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/scratch-state")
+}
+
 /// `nbd-export serve`, ready; killed when dropped.
 pub struct Host {
     child: Child,
@@ -36,6 +41,7 @@ impl Host {
         let mut child = Command::new(built("nbd-export"))
             .arg("serve")
             .args(arguments)
+            .env("STATE_DIRECTORY", state_directory())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -125,6 +131,7 @@ pub fn run_fed(name: &str, arguments: &[&str], stdin: impl Into<Stdio>) -> Outpu
 pub fn start(name: &str, arguments: &[&str], stdin: impl Into<Stdio>) -> Running {
     let child = Command::new(built(name))
         .args(arguments)
+        .env("STATE_DIRECTORY", state_directory())
         .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

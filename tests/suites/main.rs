@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail loudly")]
 
 mod attacks;
+mod cleanup;
 mod cli;
 mod client_peers;
 mod conformance;
@@ -15,6 +16,7 @@ mod faults;
 mod foreign;
 mod fuzz_corpus;
 mod geometry;
+mod hooks;
 mod info;
 mod interop;
 mod lies_on;
@@ -23,5 +25,6 @@ mod off_host;
 mod restore;
 mod rig;
 mod serving;
+mod sets;
 mod tls;
 mod walls;

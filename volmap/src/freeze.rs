@@ -11,6 +11,7 @@ use crate::frozen::lease_table::LeaseTable;
 use crate::frozen::{FrozenImage, fixed, lvm_snapshot, lvm_thin, quiesce, reflink};
 use crate::generation::GenerationClock;
 use crate::layers::{Layers, VolumeKind};
+use crate::leftovers::Ledger;
 use crate::lvm::{Lvm, LvmError};
 use crate::sys::DeviceNumber;
 
@@ -46,6 +47,8 @@ pub struct FreezeOptions {
     pub snapshot_size: Option<SnapshotSize>,
     /// The operator's word that nobody writes to the volume while it is frozen, where nothing would notice.
     pub assume_exclusive: bool,
+    /// Where what a crash would leave behind is written down first.
+    pub ledger: Option<Arc<Ledger>>,
 }
 
 /// Freezes the volume at `path`. Dropping the frozen image thaws it.
@@ -79,15 +82,18 @@ fn freeze_file(
 ) -> Result<Arc<dyn FrozenImage>, FreezeError> {
     const FOR_VOLUMES: &str = "it is a file, and this is for logical volumes";
     let alone = options.assume_exclusive;
-    let by_clone = |file: &File| reflink::freeze(path, file, options.clone_dir.as_deref(), layers, clock);
+    let ledger = options.ledger.as_ref();
+    let by_clone =
+        |file: &File| reflink::take(path, file, options.clone_dir.as_deref(), ledger)?.freeze(layers, clock);
+    let by_hold = |file: File| quiesce::hold(path, file, alone, ledger)?.freeze(layers, clock);
     let image = match options.method {
         Method::Auto if kind == VolumeKind::File => match by_clone(&file) {
-            Err(FreezeError::CloneUnsupported { .. }) => quiesce::freeze(path, file, alone, layers, clock),
+            Err(FreezeError::CloneUnsupported { .. }) => by_hold(file),
             other => other,
         },
         Method::Reflink => by_clone(&file),
-        Method::Quiesce => quiesce::freeze(path, file, alone, layers, clock),
-        Method::Auto | Method::Static => fixed::freeze_file(path, file, alone, layers, clock),
+        Method::Quiesce => by_hold(file),
+        Method::Auto | Method::Static => fixed::hold_file(path, file, alone)?.freeze(layers, clock),
         Method::LvmSnapshot => Err(unfit(path, lvm_snapshot::METHOD, FOR_VOLUMES)),
         Method::LvmThin => Err(unfit(path, lvm_thin::METHOD, FOR_VOLUMES)),
     };
@@ -116,7 +122,7 @@ fn freeze_device(
             clock,
         )?),
         Method::LvmThin => Arc::new(lvm_thin::freeze(path, file, layers, clock)?),
-        Method::Auto | Method::Static => Arc::new(fixed::freeze_device(path, alone, layers, clock)?),
+        Method::Auto | Method::Static => Arc::new(fixed::hold_device(path, alone)?.freeze(layers, clock)?),
         Method::Reflink => return Err(unfit(path, reflink::METHOD, FOR_FILES)),
         Method::Quiesce => return Err(unfit(path, quiesce::METHOD, FOR_FILES)),
     })

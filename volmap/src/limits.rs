@@ -85,3 +85,12 @@ pub const THIN_LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(500);
 
 /// Looks at all of a pool's metadata take at most one part in this of the time.
 pub const THIN_LOOK_AGAIN_SHARE: u32 = 10;
+
+/// Bytes that the files of a set may have been written to between clone and freeze of their file system. That is milliseconds, in which
+/// not even writes to memory come to more. They are read while it is frozen, for the most part out of the page cache, and kept in memory
+/// until it is thawed.
+pub const SET_PATCH_MAX: usize = 64 << 20;
+
+/// Times that a set is cloned anew when more was written. The clones of the second round are made right after the first freeze has
+/// written back what was dirty, so there is less; where that does not help, a fourth will not.
+pub const SET_ROUNDS: u32 = 3;

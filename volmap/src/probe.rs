@@ -366,7 +366,7 @@ fn no_immutable_flag() -> Option<&'static str> {
 }
 
 /// Tries on two nameless empty files.
-fn can_clone(volume: &File, clone_dir: &Path) -> io::Result<()> {
+pub(crate) fn can_clone(volume: &File, clone_dir: &Path) -> io::Result<()> {
     if fs::metadata(clone_dir)?.dev() != volume.metadata()?.dev() {
         return Err(io::ErrorKind::CrossesDevices.into());
     }

@@ -1,4 +1,4 @@
-//! `nbd-export freeze`: prints the NBD URI of the frozen image.
+//! `nbd-export freeze`: prints the NBD URI of the frozen image, or those of a set.
 
 use std::io::Write;
 
@@ -13,12 +13,16 @@ pub(super) fn run(args: &FreezeArgs, out: &mut dyn Write) -> Result<(), Error> {
         name: args.name.clone(),
         id: args.id.clone(),
     };
-    let Reply::Frozen(report) = ask(&control_path(args.client.control.as_deref()), &request)? else {
-        return Err(unexpected());
+    let reports = match ask(&control_path(args.client.control.as_deref()), &request)? {
+        Reply::Frozen(report) if args.client.json => return print_json(out, &report),
+        Reply::Frozen(report) => vec![report],
+        Reply::FrozenSet(reports) if args.client.json => return print_json(out, &reports),
+        Reply::FrozenSet(reports) => reports,
+        _ => return Err(unexpected()),
     };
-    if args.client.json {
-        return print_json(out, &report);
+    for report in reports {
+        let uri = report.uri.unwrap_or(report.export);
+        writeln!(out, "{uri}").map_err(unprintable)?;
     }
-    let uri = report.uri.unwrap_or(report.export);
-    writeln!(out, "{uri}").map_err(unprintable)
+    Ok(())
 }

@@ -7,7 +7,7 @@ use crate::cli::ListArgs;
 use crate::config::control_path;
 use crate::error::Error;
 use crate::host::control::{Reply, Request, ask};
-use crate::host::{Listing, State, VolumeKind};
+use crate::host::{Listing, SetReport, State, VolumeKind};
 
 pub(super) fn run(args: &ListArgs, out: &mut dyn Write) -> Result<(), Error> {
     let Reply::Listing(listing) = ask(&control_path(args.client.control.as_deref()), &Request::List)? else {
@@ -41,9 +41,11 @@ fn print(listing: &Listing, out: &mut dyn Write) -> io::Result<()> {
             };
             writeln!(
                 out,
-                "  frozen {}: {}, {} s old, {} bytes{state}{}",
+                "  frozen {}: {}, {}{}, {} s old, {} bytes{state}{}",
                 frozen.export,
                 frozen.method,
+                frozen.strength,
+                of_set(frozen.set.as_ref()),
                 frozen.age_seconds,
                 frozen.size,
                 in_angles(frozen.uri.as_deref())
@@ -55,6 +57,17 @@ fn print(listing: &Listing, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "tag {}: {} bytes{uri}", tag.export, tag.size)?;
     }
     Ok(())
+}
+
+/// `, one of 3 of the set db@1, held by lease for 5 ms`, or nothing.
+fn of_set(set: Option<&SetReport>) -> String {
+    set.map(|set| {
+        format!(
+            ", one of {} of the set {}, held by {} for {} ms",
+            set.members, set.name, set.held_by, set.window_ms
+        )
+    })
+    .unwrap_or_default()
 }
 
 /// ` <uri>`, or nothing where no listener offers it.

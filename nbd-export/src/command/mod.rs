@@ -1,6 +1,8 @@
 //! The verbs: one verb, one file. What they print, they print to a writer that `main` gives them.
 
+mod cleanup;
 mod freeze;
+mod guard;
 mod list;
 mod map;
 mod probe;
@@ -27,6 +29,8 @@ pub fn run(verb: &Verb, out: &mut dyn Write) -> Result<(), Error> {
         Verb::Freeze(args) => freeze::run(args, out),
         Verb::Thaw(args) => thaw::run(args, out),
         Verb::List(args) => list::run(args, out),
+        Verb::Cleanup(args) => cleanup::run(args, out),
+        Verb::Guard => guard::run(),
         Verb::Map(args) => map::run(args, out),
         Verb::Probe(args) => probe::run(args, out),
     }

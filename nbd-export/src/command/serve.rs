@@ -83,7 +83,10 @@ async fn freeze_at_start(config: &ServeConfig, host: &Arc<Host>) -> Result<(), E
     if !config.freeze_at_start {
         return Ok(());
     }
-    let names: Vec<_> = config.volumes.iter().map(|volume| volume.name.clone()).collect();
+    let volumes = config.volumes.iter().map(|volume| volume.name.clone());
+    let names: Vec<_> = volumes
+        .chain(config.set.iter().map(|set| set.name.clone()))
+        .collect();
     let host = Arc::clone(host);
     // A freeze waits for writers and for the disk, and signals are not to wait for it.
     tokio::task::spawn_blocking(move || {

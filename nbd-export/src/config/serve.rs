@@ -11,8 +11,11 @@ use volmap::identity::Identity;
 
 use super::arguments::{VolumeName, copy_area, identities, named, socket, volume};
 use super::endpoint::{control_path, reachable, runtime_path, tcp};
+use super::hooks::Hooks;
 use super::inherited::{PassedAddress, PassedSocket, Stdio};
+use super::set::SetConfig;
 use super::size::parse_snapshot_size;
+use super::state_dir::{StateDir, state_dir};
 use crate::cli::{FreezeMethod, ServeArgs, TlsMode};
 use crate::error::{Error, ErrorKind};
 use crate::server::limits::Limits;
@@ -136,6 +139,12 @@ pub struct ServeConfig {
     pub tls_directory: Option<PathBuf>,
     /// The control socket, if there is to be one.
     pub control: Option<ControlPath>,
+    /// Volumes to freeze together.
+    pub set: Option<SetConfig>,
+    /// What runs around every freeze.
+    pub hooks: Hooks,
+    /// Where it is written down what a crash would leave behind.
+    pub state_dir: StateDir,
 }
 
 impl TryFrom<&ServeArgs> for ServeConfig {
@@ -191,6 +200,9 @@ impl ServeConfig {
                 path: control_path(args.control.as_deref()),
                 given: args.control.is_some(),
             }),
+            set: SetConfig::new(args)?,
+            hooks: Hooks::new(args),
+            state_dir: state_dir(args.state_dir.as_deref()),
         };
         config.check()?;
         Ok(config)
@@ -198,14 +210,14 @@ impl ServeConfig {
 
     /// What no argument shows alone.
     fn check(&self) -> Result<(), Error> {
-        if self.volumes.is_empty() && self.origins.is_empty() && self.writables.is_empty() {
+        let in_set = || self.set.iter().flat_map(|set| &set.members);
+        let volumes = || self.volumes.iter().chain(in_set());
+        if volumes().next().is_none() && self.origins.is_empty() && self.writables.is_empty() {
             return Err(usage(
-                "there is nothing to serve: give a VOLUME, an --origin or a --writable",
+                "there is nothing to serve: give a VOLUME, a --set, an --origin or a --writable",
             ));
         }
-        let names: Vec<&VolumeName> = self
-            .volumes
-            .iter()
+        let names: Vec<&VolumeName> = volumes()
             .map(|v| &v.name)
             .chain(self.origins.iter().map(|o| &o.name))
             .chain(self.writables.iter().map(|w| &w.name))
@@ -219,6 +231,14 @@ impl ServeConfig {
                 )));
             }
             exports.insert(export);
+        }
+        if let Some(set) = &self.set
+            && names.contains(&&set.name)
+        {
+            return Err(usage(format!(
+                "--set {}: a volume is called so, too, and one could not be told from the other",
+                set.name
+            )));
         }
         let unknown = |volume: &&str| !names.iter().any(|name| name.as_str() == *volume);
         if let Some(volume) = self.access.volumes().find(unknown) {

@@ -1,30 +1,88 @@
 //! What a frozen export says of itself in NBD_INFO_DESCRIPTION.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use volmap::frozen::Description;
+use volmap::frozen::{Description, Strength};
+use volmap::set::HeldBy;
+
+/// How its host came to freeze an image, beside what the image says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Circumstances {
+    /// Whether a hook had the application bring its data into order before the freeze.
+    pub by_application: bool,
+    /// The set that it was frozen with.
+    pub set: Option<SetMembership>,
+}
+
+/// A frozen image's part in the freeze of a set.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SetMembership {
+    /// The frozen set: `SET@ID`, or `SET` for the one made at start.
+    pub name: String,
+    /// Frozen images in it.
+    pub members: usize,
+    /// For how long writers were held up.
+    pub window: Duration,
+    /// What held the volume still.
+    pub held_by: HeldBy,
+}
+
+impl Circumstances {
+    /// What the bytes are good for, all things considered.
+    pub fn strength(&self, about: &Description) -> Strength {
+        if self.by_application {
+            about.strength.max(Strength::Application)
+        } else {
+            about.strength
+        }
+    }
+}
 
 /// The machine-readable description of a frozen export (docs/x-volmap.md, "Description").
-pub(super) fn describe(about: &Description) -> String {
-    format!(
+pub(super) fn describe(about: &Description, circumstances: &Circumstances) -> String {
+    let mut text = format!(
         "frozen image: method={} strength={} stability={} attestation={} frozen-at={}",
         about.method,
-        words::strength(about.strength),
+        words::strength(circumstances.strength(about)),
         words::stability(about.stability),
         words::attestation(about.attestation),
         rfc3339(about.frozen_at)
-    )
+    );
+    if let Some(set) = &circumstances.set {
+        text.push_str(&format!(
+            " set={} set-members={} set-window-ms={} held-by={}",
+            set.name,
+            set.members,
+            set.window.as_millis(),
+            words::held_by(set.held_by)
+        ));
+    }
+    text
 }
 
 /// The words for what is told of a frozen image, everywhere.
 pub(crate) mod words {
     use volmap::frozen::{Attestation, Stability, Strength};
+    use volmap::set::HeldBy;
 
     /// What the bytes are good for.
     pub(crate) fn strength(strength: Strength) -> &'static str {
         match strength {
             Strength::CrashConsistent => "crash-consistent",
             Strength::Quiesced => "quiesced",
+            Strength::Application => "application",
+        }
+    }
+
+    /// What held a volume of a set still.
+    pub(crate) fn held_by(held_by: HeldBy) -> &'static str {
+        match held_by {
+            HeldBy::Alone => "alone",
+            HeldBy::Lease => "lease",
+            HeldBy::FileSystem => "file-system",
+            HeldBy::ReadOnly => "read-only",
+            HeldBy::Hook => "hook",
+            HeldBy::Operator => "operator",
         }
     }
 
@@ -82,8 +140,6 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -6,7 +6,7 @@ use volmap::frozen::{FrozenError, FrozenImage, StatusExtent};
 use volmap::map::{Content, Extent};
 use volmap::range::ByteRange;
 
-use super::description::describe;
+use super::description::{Circumstances, describe};
 use super::limits::{
     AT_ONCE_MAX, BY_REFERENCE_MIN, CACHE_MAX, CACHE_STEP, DESCRIPTORS_MAX, HOLE_CHUNK_MIN,
     ONE_DESCRIPTOR_LOOKAHEAD,
@@ -20,13 +20,30 @@ use crate::proto::BlockSizes;
 pub struct FrozenExport {
     image: Arc<dyn FrozenImage>,
     table: ContextTable,
+    circumstances: Circumstances,
 }
 
 impl FrozenExport {
     /// Serves `image`.
     pub fn new(image: Arc<dyn FrozenImage>) -> Self {
         let table = ContextTable::new(image.graph(), Some(image.description().uuid));
-        Self { image, table }
+        Self {
+            image,
+            table,
+            circumstances: Circumstances::default(),
+        }
+    }
+
+    /// Has it told how it came to be.
+    #[must_use]
+    pub fn under(mut self, circumstances: Circumstances) -> Self {
+        self.circumstances = circumstances;
+        self
+    }
+
+    /// How it came to be.
+    pub fn circumstances(&self) -> &Circumstances {
+        &self.circumstances
     }
 
     /// What is zeroes and what is data of `range`; all data, if zeroes may not be said.
@@ -72,7 +89,7 @@ impl Export for FrozenExport {
             writable: false,
             fast_zero: false,
             block: BlockSizes::default(),
-            description: describe(self.image.description()),
+            description: describe(self.image.description(), &self.circumstances),
         }
     }
 

@@ -23,6 +23,7 @@ mod writable;
 mod x_volmap;
 
 pub(crate) use description::words;
+pub use description::{Circumstances, SetMembership};
 pub use frozen::FrozenExport;
 pub use model::{
     BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus, Export, ExportError, ExportInfo,

@@ -35,16 +35,16 @@ const CLIENTS_MAX: usize = 16;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Freeze a volume or origin.
+    /// Freeze a volume, an origin or a set.
     Freeze {
         /// Its name.
         name: String,
         /// The frozen image is exported as `NAME@ID`; drawn if not given.
         id: Option<String>,
     },
-    /// End a frozen image.
+    /// End a frozen image, or those of a frozen set.
     Thaw {
-        /// Name of its export.
+        /// Name of its export, or of the frozen set.
         export: String,
     },
     /// Tell all that is served.
@@ -57,6 +57,8 @@ pub enum Request {
 pub enum Reply {
     /// The frozen image that was made.
     Frozen(FrozenReport),
+    /// The frozen images that were made of a set.
+    FrozenSet(Vec<FrozenReport>),
     /// The frozen image that was ended.
     Thawed {
         /// Name of its export.
@@ -120,7 +122,12 @@ async fn exchange(mut stream: tokio::net::UnixStream, host: Arc<Host>) -> io::Re
 
 fn answer(host: &Host, request: Request) -> Reply {
     let done = match request {
-        Request::Freeze { name, id } => host.freeze(&name, id.as_deref()).map(Reply::Frozen),
+        Request::Freeze { name, id } => host.freeze(&name, id.as_deref()).map(|mut made| {
+            if made.iter().any(|made| made.set.is_some()) {
+                return Reply::FrozenSet(made);
+            }
+            made.pop().map_or_else(|| Reply::FrozenSet(made), Reply::Frozen)
+        }),
         Request::Thaw { export } => host.thaw(&export).map(|()| Reply::Thawed { export }),
         Request::List => Ok(Reply::Listing(host.list())),
     };

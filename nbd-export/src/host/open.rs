@@ -6,17 +6,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use volmap::cow::{CopyAreaSpec, CowError, Origin};
-use volmap::freeze::{self, FreezeError, FreezeOptions, Method};
+use volmap::freeze::{FreezeOptions, Method};
 use volmap::frozen::FrozenImage;
 use volmap::generation::GenerationClock;
 use volmap::layers::Layers;
+use volmap::leftovers::{Finding, Ledger};
 use volmap::tag::Tag;
 
+use super::around::Around;
+use super::leftovers::leftovers;
 use super::registry::Host;
 use super::source::{CopyAreaFill, Source, VolumeKind};
+use super::volume_set::VolumeSet;
 use super::writable::WritableSource;
 use crate::cli::FreezeMethod;
-use crate::config::{OriginConfig, ServeConfig, TagConfig, VolumeName};
+use crate::config::{OriginConfig, ServeConfig, SetConfig, TagConfig, VolumeName};
 use crate::error::{Error, ErrorKind};
 use crate::export::{Export, OriginExport, TagExport};
 
@@ -30,22 +34,39 @@ impl Host {
         let clock = Arc::new(GenerationClock::start().map_err(system)?);
         let declared = |why| Error::caused(ErrorKind::Volume, "--identity", why);
         let layers = Arc::new(Layers::new(config.identities.clone()).map_err(declared)?);
-        let host = Self::new().with_access(config.access.clone());
+        let host = Self::new()
+            .with_access(config.access.clone())
+            .with_hooks(config.hooks.clone());
         warn_of_leftovers(config);
-        for volume in &config.volumes {
+        let options = FreezeOptions {
+            method: method(config.method),
+            clone_dir: config.clone_dir.clone(),
+            snapshot_size: config.snapshot_size,
+            assume_exclusive: config.assume_exclusive,
+            ledger: open_ledger(config)?,
+        };
+        let in_set = config.set.iter().flat_map(|set| &set.members);
+        for volume in config.volumes.iter().chain(in_set) {
             let source = VolumeSource {
                 path: volume.path.clone(),
-                options: FreezeOptions {
-                    method: method(config.method),
-                    clone_dir: config.clone_dir.clone(),
-                    snapshot_size: config.snapshot_size,
-                    assume_exclusive: config.assume_exclusive,
-                },
+                options: options.clone(),
                 layers: Arc::clone(&layers),
                 clock: Arc::clone(&clock),
             };
             source.size()?;
             host.add(&volume.name, Arc::new(source))?;
+        }
+        if let Some(SetConfig { name, members }) = &config.set {
+            let members = members
+                .iter()
+                .map(|volume| (volume.name.to_string(), volume.path.clone()));
+            let set = VolumeSet::new(
+                members.collect(),
+                options,
+                Arc::clone(&layers),
+                Arc::clone(&clock),
+            );
+            host.add_set(name, set)?;
         }
         for origin in &config.origins {
             let source = OriginSource::open(origin, &layers, &clock)?;
@@ -64,34 +85,55 @@ impl Host {
     }
 }
 
-/// Clones that a killed agent left behind are the operator's to remove: nothing here can tell whether somebody still needs
-/// them.
+/// Where what a crash would leave behind is written down. Only an operator who asked for it has to have it: an agent that serves origins
+/// leaves nothing, and one without root little.
+fn open_ledger(config: &ServeConfig) -> Result<Option<Arc<Ledger>>, Error> {
+    let state = &config.state_dir;
+    match Ledger::open(&state.path) {
+        Ok(ledger) => Ok(Some(ledger)),
+        Err(error) if !state.given => {
+            tracing::warn!(
+                %error,
+                "{} cannot be used: what a crash leaves behind will not be found by `nbd-export cleanup`; give a --state-dir",
+                state.path.display()
+            );
+            Ok(None)
+        }
+        Err(error) => {
+            let what = format!("--state-dir {}", state.path.display());
+            Err(Error::caused(ErrorKind::System, what, error))
+        }
+    }
+}
+
+/// What a killed agent left behind is the operator's to remove.
 fn warn_of_leftovers(config: &ServeConfig) {
-    let beside = config.volumes.iter().filter_map(|volume| volume.path.parent());
-    let mut dirs: Vec<&Path> = match &config.clone_dir {
-        Some(dir) => vec![dir],
-        None => beside.collect(),
+    let in_set = config.set.iter().flat_map(|set| &set.members);
+    let volumes = config.volumes.iter().chain(in_set);
+    let mut dirs: Vec<PathBuf> = match &config.clone_dir {
+        Some(dir) => vec![dir.clone()],
+        None => volumes.filter_map(|volume| parent(&volume.path)).collect(),
     };
     dirs.sort_unstable();
     dirs.dedup();
-    for dir in dirs {
-        let dir = if dir.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            dir
-        };
-        match freeze::leftover_clones(dir) {
-            Ok(clones) => {
-                for clone in clones {
-                    let clone = clone.display();
-                    tracing::warn!(
-                        "{clone} was left by an agent that was killed: chattr -i {clone} && rm {clone}"
-                    );
-                }
+    match leftovers(&config.state_dir.path, &dirs) {
+        Ok(found) => {
+            for leftover in found.iter().filter(|found| found.finding == Finding::There) {
+                tracing::warn!(
+                    "{leftover} was left by an agent that was killed: `nbd-export cleanup` removes it"
+                );
             }
-            Err(error) => tracing::debug!(dir = %dir.display(), %error, "cannot look for leftover clones"),
         }
+        Err(error) => tracing::debug!(%error, "cannot look for what was left behind"),
     }
+}
+
+fn parent(path: &Path) -> Option<PathBuf> {
+    let parent = path.parent()?;
+    Some(match parent.as_os_str().is_empty() {
+        true => PathBuf::from("."),
+        false => parent.to_owned(),
+    })
 }
 
 pub(super) fn at(
@@ -150,17 +192,17 @@ impl Source for VolumeSource {
         self.layers.rotates(&self.path)
     }
 
-    fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {
-        freeze::freeze(&self.path, &self.options, &self.layers, &self.clock).map_err(|why: FreezeError| {
-            Error::caused(
-                ErrorKind::Freeze,
-                format!(
-                    "{} cannot be frozen (`nbd-export probe` shows the ways)",
-                    self.path.display()
-                ),
-                why,
-            )
-        })
+    /// As a set of one: what a hook stopped waits for the freeze, and not for the map.
+    fn freeze(&self, around: &mut Around<'_>) -> Result<Arc<dyn FrozenImage>, Error> {
+        let alone = VolumeSet::new(
+            vec![(String::new(), self.path.clone())],
+            self.options.clone(),
+            Arc::clone(&self.layers),
+            Arc::clone(&self.clock),
+        );
+        let mut images = alone.freeze(around)?.images;
+        let made = images.pop().map(|made| made.image);
+        made.ok_or_else(|| Error::new(ErrorKind::Freeze, "the freeze made nothing"))
     }
 }
 
@@ -218,14 +260,20 @@ impl Source for OriginSource {
         self.rotates
     }
 
-    fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {
-        self.origin.freeze().map_err(|why| {
+    fn freeze(&self, around: &mut Around<'_>) -> Result<Arc<dyn FrozenImage>, Error> {
+        around.before()?;
+        let image = self.origin.freeze().map_err(|why| {
             let kind = match why {
                 CowError::Busy => ErrorKind::Busy,
                 _ => ErrorKind::Freeze,
             };
             Error::caused(kind, self.path.display().to_string(), why)
-        })
+        })?;
+        if let Err(error) = around.after(&[image.description().uuid]) {
+            image.thaw();
+            return Err(error);
+        }
+        Ok(image)
     }
 
     fn copy_area(&self) -> Option<CopyAreaFill> {

@@ -6,16 +6,17 @@ use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
 use volmap::frozen::{FrozenError, FrozenImage};
 use volmap::range::ByteRange;
 
-use super::report::{ExportReport, FrozenReport, Listing, State, VolumeReport};
+use super::around::Aftermath;
+use super::report::{ExportReport, FrozenReport, Listing, SetReport, State, VolumeReport};
 use super::source::Source;
 use super::under_way::{UnderWay, Work};
-use crate::config::VolumeName;
+use super::volume_set::VolumeSet;
+use crate::config::{Hooks, VolumeName};
 use crate::error::{Error, ErrorKind};
-use crate::export::{Export, FrozenExport};
+use crate::export::{Export, FrozenExport, words};
 use crate::server::{Addresses, AllowLists, Client, Exports, Found, Offer};
 
 /// What the name of a tag's export ends with.
@@ -31,6 +32,7 @@ pub struct Host {
     state: RwLock<HostState>,
     addresses: OnceLock<Addresses>,
     access: AllowLists,
+    hooks: Hooks,
     /// Freezes and thaws.
     under_way: UnderWay,
 }
@@ -40,6 +42,7 @@ struct HostState {
     sources: BTreeMap<String, Arc<dyn Source>>,
     /// Those of them that lie on disks which are known to rotate; their frozen images and tags lie beside them.
     rotational: BTreeSet<String>,
+    sets: BTreeMap<String, Arc<VolumeSet>>,
     tags: BTreeMap<String, Arc<dyn Export>>,
     frozen: BTreeMap<String, Frozen>,
     /// Export names whose freeze is under way.
@@ -48,12 +51,15 @@ struct HostState {
     closed: bool,
 }
 
+/// A frozen image that is exported.
 #[derive(Clone)]
-struct Frozen {
-    volume: String,
-    image: Arc<dyn FrozenImage>,
-    export: Arc<FrozenExport>,
-    since: Instant,
+pub(super) struct Frozen {
+    pub(super) volume: String,
+    pub(super) image: Arc<dyn FrozenImage>,
+    pub(super) export: Arc<FrozenExport>,
+    pub(super) since: Instant,
+    /// Of its freeze.
+    pub(super) aftermath: Arc<Aftermath>,
 }
 
 impl fmt::Debug for Host {
@@ -72,6 +78,13 @@ impl Host {
     #[must_use]
     pub fn with_access(mut self, access: AllowLists) -> Self {
         self.access = access;
+        self
+    }
+
+    /// Runs commands around every freeze.
+    #[must_use]
+    pub fn with_hooks(mut self, hooks: Hooks) -> Self {
+        self.hooks = hooks;
         self
     }
 
@@ -129,68 +142,53 @@ impl Host {
         Ok(())
     }
 
-    /// Freezes a volume and exports the frozen image under the volume's own name.
+    /// Adds a set of volumes that are there already.
     ///
     /// # Errors
-    /// As [`Host::freeze`].
-    pub fn freeze_at_start(&self, name: &VolumeName) -> Result<FrozenReport, Error> {
-        self.freeze_as(name.as_str(), name.to_string())
-    }
-
-    /// Freezes a volume or origin and exports the frozen image as `NAME@ID`; an ID is drawn if none is given. Blocks.
-    ///
-    /// # Errors
-    /// [`ErrorKind::UnknownName`], [`ErrorKind::NameTaken`], [`ErrorKind::Usage`] for a malformed ID, and what the
-    /// freeze says.
-    pub fn freeze(&self, name: &str, id: Option<&str>) -> Result<FrozenReport, Error> {
-        let id: VolumeName = match id {
-            Some(id) => id.parse(),
-            None => Uuid::new_v4().simple().to_string()[..DRAWN_ID_LEN].parse(),
+    /// [`ErrorKind::NameTaken`].
+    pub(super) fn add_set(&self, name: &VolumeName, set: VolumeSet) -> Result<(), Error> {
+        let mut state = self.write();
+        if state.sources.contains_key(name.as_str()) || state.sets.contains_key(name.as_str()) {
+            return Err(taken(name.as_str()));
         }
-        .map_err(|why| Error::caused(ErrorKind::Usage, "the ID of a frozen image", why))?;
-        self.freeze_as(name, format!("{name}@{id}"))
+        state.sets.insert(name.to_string(), Arc::new(set));
+        Ok(())
     }
 
-    fn freeze_as(&self, name: &str, export: String) -> Result<FrozenReport, Error> {
-        let (source, _reserved) = self.reserve(name, &export)?;
-        // The freeze may take long, and others are served meanwhile: only the name is held.
-        let image = source.freeze()?;
-        let frozen = Frozen {
-            volume: name.to_owned(),
-            export: Arc::new(FrozenExport::new(Arc::clone(&image))),
-            image,
-            since: Instant::now(),
-        };
-        let report = self.report(&export, &frozen);
-        if let Some(late) = self.publish(&export, frozen) {
-            late.image.thaw();
-            return Err(closing());
-        }
-        tracing::info!(export, uuid = %report.uuid, method = report.method, "frozen");
-        Ok(report)
+    pub(super) fn set(&self, name: &str) -> Option<Arc<VolumeSet>> {
+        self.read().sets.get(name).cloned()
     }
 
-    /// Exports a frozen image, or gives it back where the host is closed.
-    fn publish(&self, export: &str, frozen: Frozen) -> Option<Frozen> {
+    pub(super) fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    /// Exports frozen images, or gives them back where the host is closed.
+    pub(super) fn insert_all(&self, frozen: Vec<(String, Frozen)>) -> Option<Vec<(String, Frozen)>> {
         let mut state = self.write();
         if state.closed {
             return Some(frozen);
         }
-        state.frozen.insert(export.to_owned(), frozen);
+        state.frozen.extend(frozen);
         None
     }
 
-    fn reserve(&self, name: &str, export: &str) -> Result<(Arc<dyn Source>, Reservation<'_>), Error> {
+    pub(super) fn reserve(
+        &self,
+        name: &str,
+        export: &str,
+    ) -> Result<(Arc<dyn Source>, Reservation<'_>), Error> {
         let mut state = self.write();
         if state.closed {
             return Err(closing());
         }
         let source = state.sources.get(name).cloned().ok_or_else(|| {
-            let known: Vec<&str> = state.sources.keys().map(String::as_str).collect();
+            let known = state.sources.keys().chain(state.sets.keys());
+            let known: Vec<&str> = known.map(String::as_str).collect();
             Error::new(
                 ErrorKind::UnknownName,
                 format!(
-                    "no volume or origin is called {name}; there are: {}",
+                    "no volume, origin or set is called {name}; there are: {}",
                     known.join(", ")
                 ),
             )
@@ -199,6 +197,21 @@ impl Host {
             return Err(taken(export));
         }
         Ok((source, self.hold_name(&mut state, export)))
+    }
+
+    /// Holds the names of several frozen images, or of none.
+    pub(super) fn reserve_all(&self, exports: &[String]) -> Result<Vec<Reservation<'_>>, Error> {
+        let mut state = self.write();
+        if state.closed {
+            return Err(closing());
+        }
+        if let Some(export) = exports.iter().find(|export| state.is_taken(export)) {
+            return Err(taken(export));
+        }
+        Ok(exports
+            .iter()
+            .map(|export| self.hold_name(&mut state, export))
+            .collect())
     }
 
     /// Keeps the name of a frozen image that is being made or ended from others.
@@ -211,24 +224,34 @@ impl Host {
         }
     }
 
-    /// Ends a frozen image and removes its export. Connections that have it open get ESHUTDOWN from now on.
-    ///
-    /// # Errors
-    /// [`ErrorKind::UnknownName`].
-    pub fn thaw(&self, export: &str) -> Result<(), Error> {
-        let (image, _reserved) = {
-            let mut state = self.write();
-            let frozen = state.frozen.remove(export).ok_or_else(|| {
-                Error::new(
-                    ErrorKind::UnknownName,
-                    format!("there is no frozen image {export}; `nbd-export list` shows those that are"),
-                )
-            })?;
-            (frozen.image, self.hold_name(&mut state, export))
+    /// Takes the export of that name, or all of a frozen set, out of what is served. The names stay held.
+    pub(super) fn take_out(&self, name: &str) -> Result<Vec<(String, Frozen, Reservation<'_>)>, Error> {
+        let mut state = self.write();
+        let is_of = |export: &str, frozen: &Frozen| match frozen.export.circumstances().set.as_ref() {
+            // A set and a volume never have one name.
+            Some(set) => export == name || set.name == name,
+            None => export == name,
         };
-        image.thaw();
-        tracing::info!(export, "thawed");
-        Ok(())
+        let exports: Vec<String> = state
+            .frozen
+            .iter()
+            .filter(|(export, frozen)| is_of(export, frozen))
+            .map(|(export, _)| export.clone())
+            .collect();
+        if exports.is_empty() {
+            return Err(Error::new(
+                ErrorKind::UnknownName,
+                format!("there is no frozen image {name}; `nbd-export list` shows those that are"),
+            ));
+        }
+        let mut taken_out = Vec::new();
+        for export in exports {
+            if let Some(frozen) = state.frozen.remove(&export) {
+                let reserved = self.hold_name(&mut state, &export);
+                taken_out.push((export, frozen, reserved));
+            }
+        }
+        Ok(taken_out)
     }
 
     /// Ends all frozen images; none can be made afterwards. Freezes and thaws that are under way are waited for, because what
@@ -244,19 +267,19 @@ impl Host {
             state.closed = true;
             std::mem::take(&mut state.frozen)
         };
-        for (export, Frozen { image, .. }) in frozen {
+        for (export, frozen) in frozen {
             let work = self.under_way.begin();
             // Each on its own: one that hangs must not keep the others frozen.
             let ending = thread::Builder::new().spawn({
-                let image = Arc::clone(&image);
+                let (export, frozen) = (export.clone(), frozen.clone());
                 move || {
-                    image.thaw();
+                    end(&export, &frozen);
                     drop(work);
                 }
             });
             if let Err(error) = ending {
                 tracing::debug!(export, %error, "no thread to thaw on");
-                image.thaw();
+                end(&export, &frozen);
             }
         }
         if !self.under_way.wait(patience) {
@@ -322,16 +345,26 @@ impl Host {
         self.addresses.get()?.uri(export, writable)
     }
 
-    fn report(&self, export: &str, frozen: &Frozen) -> FrozenReport {
+    pub(super) fn report(&self, export: &str, frozen: &Frozen) -> FrozenReport {
+        let about = frozen.image.description();
+        let circumstances = frozen.export.circumstances();
         FrozenReport {
             export: export.to_owned(),
             uri: self.uri(export, false),
-            uuid: frozen.image.description().uuid,
-            method: frozen.image.description().method.to_owned(),
+            uuid: about.uuid,
+            method: about.method.to_owned(),
+            strength: words::strength(circumstances.strength(about)).to_owned(),
+            set: circumstances.set.as_ref().map(SetReport::from),
             size: frozen.image.size(),
             age_seconds: frozen.since.elapsed().as_secs(),
             state: state_of(frozen.image.as_ref()),
         }
+    }
+}
+
+fn end(export: &str, frozen: &Frozen) {
+    if let Err(error) = frozen.end() {
+        tracing::error!(export, %error, "thawed");
     }
 }
 
@@ -345,7 +378,7 @@ fn offer(name: &str, export: &Arc<dyn Export>) -> Offer {
 }
 
 /// The name of a frozen image that is being made or ended; free again when it is dropped.
-struct Reservation<'a> {
+pub(super) struct Reservation<'a> {
     host: &'a Host,
     export: String,
     /// Dropped last: whoever waited for it finds the name free.
@@ -357,9 +390,6 @@ impl Drop for Reservation<'_> {
         self.host.write().reserved.remove(&self.export);
     }
 }
-
-/// Characters of a drawn ID: few enough to type, and a clash among a host's frozen images is not to be met.
-const DRAWN_ID_LEN: usize = 8;
 
 fn state_of(image: &dyn FrozenImage) -> State {
     // One extent is the cheapest question that samples the witnesses.
@@ -376,7 +406,7 @@ fn taken(export: &str) -> Error {
     )
 }
 
-fn closing() -> Error {
+pub(super) fn closing() -> Error {
     Error::new(ErrorKind::System, "the agent is shutting down")
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::source::{CopyAreaFill, VolumeKind};
+use crate::export::{SetMembership, words};
 
 /// Whether a frozen image still stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -26,12 +27,40 @@ pub struct FrozenReport {
     pub uuid: Uuid,
     /// The provider.
     pub method: String,
+    /// What the bytes are good for: `application`, `quiesced` or `crash-consistent`.
+    pub strength: String,
+    /// The set that it was frozen with, if it was.
+    pub set: Option<SetReport>,
     /// Size in bytes.
     pub size: u64,
     /// Seconds since the freeze.
     pub age_seconds: u64,
     /// Whether it still stands.
     pub state: State,
+}
+
+/// A frozen image's part in the freeze of a set.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SetReport {
+    /// The frozen set, by which all of it is thawed: `SET@ID`, or `SET` for the one made at start.
+    pub name: String,
+    /// Frozen images in it.
+    pub members: usize,
+    /// For how long writers were held up, in milliseconds.
+    pub window_ms: u64,
+    /// What held the volume still meanwhile.
+    pub held_by: String,
+}
+
+impl From<&SetMembership> for SetReport {
+    fn from(set: &SetMembership) -> Self {
+        Self {
+            name: set.name.clone(),
+            members: set.members,
+            window_ms: u64::try_from(set.window.as_millis()).unwrap_or(u64::MAX),
+            held_by: words::held_by(set.held_by).to_owned(),
+        }
+    }
 }
 
 /// A volume or origin, with its frozen images.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use volmap::frozen::FrozenImage;
 
+use super::around::Around;
 use crate::error::Error;
 use crate::export::Export;
 
@@ -43,11 +44,11 @@ pub trait Source: Send + Sync {
     /// It is not there any more.
     fn size(&self) -> Result<u64, Error>;
 
-    /// Makes a frozen image of it as it is now. Blocks.
+    /// Makes a frozen image of it as it is now, with `around` before and after. Blocks.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Freeze`] or [`crate::error::ErrorKind::Busy`].
-    fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error>;
+    /// [`crate::error::ErrorKind::Freeze`], [`crate::error::ErrorKind::Busy`] or [`crate::error::ErrorKind::Hook`].
+    fn freeze(&self, around: &mut Around<'_>) -> Result<Arc<dyn FrozenImage>, Error>;
 
     /// Whether the disk that it lies on is known to rotate.
     fn rotates(&self) -> bool {

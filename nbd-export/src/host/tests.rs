@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use volmap::frozen::FrozenImage;
 
 use super::control::{Reply, Request, ask, serve};
-use super::{Host, Source, State, VolumeKind};
+use super::{Around, Host, Source, State, VolumeKind};
 use crate::config::VolumeName;
 use crate::error::{Error, ErrorKind};
 use crate::export::scripted::Scripted;
@@ -44,7 +44,7 @@ impl Source for Volume {
         true
     }
 
-    fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {
+    fn freeze(&self, _around: &mut Around<'_>) -> Result<Arc<dyn FrozenImage>, Error> {
         let word = self.freeze_waits_for.lock().unwrap().take();
         if let Some(word) = word {
             word.recv().unwrap();
@@ -93,7 +93,7 @@ fn a_volume_is_exported_once_it_is_frozen() {
     let sole = host.open("", &ALL).expect("the empty name is the sole export");
     assert_eq!(sole.name, "vm");
     assert!(sole.rotational, "as the disk of its volume");
-    let report = host.freeze("vm", Some("monday")).unwrap();
+    let report = host.freeze("vm", Some("monday")).unwrap().remove(0);
     assert_eq!(report.export, "vm@monday");
     assert!(host.open("vm@monday", &ALL).unwrap().rotational);
     assert!(host.open("", &ALL).is_none(), "there are two now");
@@ -120,13 +120,13 @@ fn names_are_checked_and_unique() {
 #[test]
 fn a_thawed_image_is_gone_and_its_name_is_free() {
     let (host, _) = host();
-    let first = host.freeze("vm", Some("a")).unwrap();
+    let first = host.freeze("vm", Some("a")).unwrap().remove(0);
     let held = host.open("vm@a", &ALL).unwrap().export;
     host.thaw("vm@a").unwrap();
     assert!(host.open("vm@a", &ALL).is_none());
     assert!(held.cache(volmap::range::ByteRange::new(0, 1).unwrap()).is_err());
     assert_eq!(kind(host.thaw("vm@a")), ErrorKind::UnknownName);
-    assert_eq!(host.freeze("vm", Some("a")).unwrap().export, first.export);
+    assert_eq!(host.freeze("vm", Some("a")).unwrap()[0].export, first.export);
 }
 
 #[test]

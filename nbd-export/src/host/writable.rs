@@ -7,6 +7,7 @@ use volmap::frozen::FrozenImage;
 use volmap::layers::Layers;
 use volmap::storage::LiveVolume;
 
+use super::around::Around;
 use super::open::at;
 use super::source::{Source, VolumeKind};
 use crate::config::VolumeConfig;
@@ -49,7 +50,7 @@ impl Source for WritableSource {
         self.rotates
     }
 
-    fn freeze(&self) -> Result<Arc<dyn FrozenImage>, Error> {
+    fn freeze(&self, _around: &mut Around<'_>) -> Result<Arc<dyn FrozenImage>, Error> {
         Err(Error::new(
             ErrorKind::Freeze,
             format!(

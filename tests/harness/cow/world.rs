@@ -202,7 +202,7 @@ impl World {
     /// Freezes the volume while no request is in flight.
     pub fn freeze(&self, id: &str) -> Frozen {
         let content = self.oracle.content();
-        let export = self.host.freeze(VOLUME, Some(id)).unwrap().export;
+        let export = self.host.freeze(VOLUME, Some(id)).unwrap().remove(0).export;
         Frozen { export, content }
     }
 

@@ -91,7 +91,7 @@ promises!(
 
 promises!(
     nbd_export: "nbd-export",
-    verbs ["serve", "freeze", "thaw", "list", "map", "probe"],
+    verbs ["serve", "freeze", "thaw", "list", "cleanup", "map", "probe"],
     missing [
         &["serve"][..],
         &["serve", "--freeze", "hope", "/x"],

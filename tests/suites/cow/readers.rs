@@ -191,6 +191,7 @@ fn a_freeze_among_writes_in_flight_takes_each_of_them_whole_or_not_at_all() {
             .host
             .freeze(VOLUME, Some(&round.to_string()))
             .unwrap()
+            .remove(0)
             .export;
         let after: Vec<_> = logs.iter().map(|log| log.extent()).collect();
 

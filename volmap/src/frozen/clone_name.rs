@@ -35,6 +35,11 @@ impl CloneName {
         }
     }
 
+    /// The frozen image.
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
     /// The name of the file.
     pub(crate) fn to_file_name(&self) -> OsString {
         let mut name = OsString::from(".");

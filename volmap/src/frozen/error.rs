@@ -94,6 +94,17 @@ pub enum FreezeError {
         /// Why.
         why: &'static str,
     },
+    /// A volume of a set would not be of the instant of the others.
+    #[error("{path} cannot be frozen at one instant with the others of its set: {why}")]
+    Apart {
+        /// The volume.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// The file systems of a set were not frozen, or not to the end.
+    #[error("the file systems of the set could not be held still: {0}")]
+    NotStill(String),
     /// The volume's flags or map cannot be read.
     #[error("{path} cannot be mapped: {source}")]
     Map {

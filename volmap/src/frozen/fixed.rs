@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::hold::{DeviceHold, Hold};
 use super::pinned::{Frozen, PinnedImage};
 use super::still_file::{Immutability, StillFile};
-use super::{Attestation, Description, FreezeError, Stability, Strength};
+use super::{Attestation, Description, FreezeError, FrozenError, Stability, Strength};
 use crate::generation::GenerationClock;
 use crate::layers::Layers;
 use crate::store::StoreGraph;
@@ -28,13 +28,11 @@ pub(crate) const STRENGTH: Strength = Strength::CrashConsistent;
 ///
 /// # Errors
 /// As `quiesce`.
-pub(crate) fn freeze_file(
+pub(crate) fn hold_file(
     path: &Path,
     file: File,
     assume_exclusive: bool,
-    layers: &Layers,
-    clock: &GenerationClock,
-) -> Result<PinnedImage, FreezeError> {
+) -> Result<StillFile<'_>, FreezeError> {
     StillFile::held(
         METHOD,
         STRENGTH,
@@ -42,21 +40,24 @@ pub(crate) fn freeze_file(
         file,
         assume_exclusive,
         Immutability::Found,
-    )?
-    .freeze(layers, clock)
+    )
+}
+
+/// A block device that is taken as frozen.
+pub(crate) struct StillDevice<'a> {
+    path: &'a Path,
+    hold: DeviceHold,
+    read_only: bool,
+    uuid: Uuid,
+    frozen_at: SystemTime,
 }
 
 /// Takes a block device as frozen: because it is read-only, or on the operator's word. Nobody can see what another machine writes
 /// to it.
 ///
 /// # Errors
-/// [`FreezeError::NotWitnessed`], [`FreezeError::DeviceInUse`], or those of mapping.
-pub(crate) fn freeze_device(
-    path: &Path,
-    assume_exclusive: bool,
-    layers: &Layers,
-    clock: &GenerationClock,
-) -> Result<PinnedImage, FreezeError> {
+/// [`FreezeError::NotWitnessed`], [`FreezeError::DeviceInUse`], [`FreezeError::Map`].
+pub(crate) fn hold_device(path: &Path, assume_exclusive: bool) -> Result<StillDevice<'_>, FreezeError> {
     let not_mapped = |source| FreezeError::Map {
         path: path.to_owned(),
         source,
@@ -69,30 +70,74 @@ pub(crate) fn freeze_device(
             why: "it is a block device",
         });
     }
-    let frozen_at = SystemTime::now();
-    let mut graph = StoreGraph::new();
     // Held from before the map: what happens from here on is noticed.
     let hold = DeviceHold::new(file, read_only && !assume_exclusive).map_err(not_mapped)?;
-    let mapping = layers.map(&mut graph, hold.file(), path).map_err(not_mapped)?;
-    let description = Description {
+    Ok(StillDevice {
+        path,
+        hold,
+        read_only: read_only && !assume_exclusive,
         uuid: Uuid::new_v4(),
-        method: METHOD,
-        strength: STRENGTH,
-        stability: if graph.reaches_disk() {
-            Stability::Pinned
-        } else {
-            Stability::Opaque
-        },
-        attestation: Attestation::Unattested,
-        frozen_at,
-    };
-    let frozen = Frozen {
-        description,
-        hold: Box::new(hold),
-        graph,
-        mapping,
-    };
-    Ok(PinnedImage::new(frozen, clock)?)
+        frozen_at: SystemTime::now(),
+    })
+}
+
+impl StillDevice<'_> {
+    /// Whether it stood still because it is read-only, and not on the operator's word.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The frozen image to be.
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// Whether it is the device that it was, as far as anybody can know.
+    ///
+    /// # Errors
+    /// [`FreezeError::Slipped`].
+    pub(crate) fn check(&self) -> Result<(), FreezeError> {
+        let slipped = |why| FreezeError::Slipped(FrozenError::Gone(why));
+        self.hold.check_content().map_err(slipped)
+    }
+
+    /// The instant that the frozen image is of, where it is not that of the hold.
+    pub(crate) fn set_instant(&mut self, frozen_at: SystemTime) {
+        self.frozen_at = frozen_at;
+    }
+
+    /// Maps the device, and makes the frozen image of it.
+    ///
+    /// # Errors
+    /// Those of mapping.
+    pub(crate) fn freeze(self, layers: &Layers, clock: &GenerationClock) -> Result<PinnedImage, FreezeError> {
+        let mut graph = StoreGraph::new();
+        let mapping = layers
+            .map(&mut graph, self.hold.file(), self.path)
+            .map_err(|source| FreezeError::Map {
+                path: self.path.to_owned(),
+                source,
+            })?;
+        let description = Description {
+            uuid: self.uuid,
+            method: METHOD,
+            strength: STRENGTH,
+            stability: if graph.reaches_disk() {
+                Stability::Pinned
+            } else {
+                Stability::Opaque
+            },
+            attestation: Attestation::Unattested,
+            frozen_at: self.frozen_at,
+        };
+        let frozen = Frozen {
+            description,
+            hold: Box::new(self.hold),
+            graph,
+            mapping,
+        };
+        Ok(PinnedImage::new(frozen, clock)?)
+    }
 }
 
 /// O_EXCL keeps out mounts, LVM and arrays, now and for as long as it is open; not a plain writer.

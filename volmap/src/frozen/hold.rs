@@ -4,10 +4,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use super::immutable::Immutable;
+use crate::leftovers::Note;
 use crate::sys::lease::{self, Held};
 use crate::sys::{block_device, inode_flags};
 
@@ -110,11 +112,20 @@ pub(super) struct FileHold {
     leased: bool,
     /// The change time since the file became immutable, where that is the witness of the mapping.
     pinned: Option<ChangeTime>,
-    /// Whether we made the file immutable.
-    made_immutable: bool,
+    /// Our share in the flag of a file that is not ours.
+    immutable: Option<Immutable>,
     /// A clone of ours, that goes with the frozen image.
-    clone: Option<PathBuf>,
+    clone: Option<OwnedClone>,
+    /// What says on disk that something has to be put back; crossed out once it was.
+    note: Mutex<Option<Note>>,
     ended: Once,
+}
+
+/// A clone that we made.
+#[derive(Debug)]
+struct OwnedClone {
+    path: PathBuf,
+    made_immutable: bool,
 }
 
 impl FileHold {
@@ -124,8 +135,9 @@ impl FileHold {
             file: Arc::new(file),
             leased: true,
             pinned: None,
-            made_immutable: false,
+            immutable: None,
             clone: None,
+            note: Mutex::new(None),
             ended: Once::new(),
         }
     }
@@ -138,9 +150,14 @@ impl FileHold {
     }
 
     /// The clone at `path`, which we may have made immutable already, is removed at the end.
-    pub(super) fn owns_clone(&mut self, path: PathBuf, made_immutable: bool) {
-        self.clone = Some(path);
-        self.made_immutable = made_immutable;
+    pub(super) fn owns_clone(&mut self, path: PathBuf, made_immutable: bool, note: Option<Note>) {
+        self.clone = Some(OwnedClone { path, made_immutable });
+        self.note = Mutex::new(note);
+    }
+
+    /// Whether the file is a clone of ours.
+    pub(super) fn is_clone(&self) -> bool {
+        self.clone.is_some()
     }
 
     /// Whether a lease is held.
@@ -148,14 +165,21 @@ impl FileHold {
         self.leased
     }
 
-    /// Makes the file immutable, unless it is.
+    /// Makes the file immutable, unless it is. `note` says so on disk, where it stays if the agent is killed.
     ///
     /// # Errors
     /// As [`inode_flags::set_immutable`].
-    pub(super) fn make_immutable(&mut self) -> io::Result<()> {
-        if !inode_flags::get(&self.file)?.is_immutable() {
-            inode_flags::set_immutable(&self.file, true)?;
-            self.made_immutable = true;
+    pub(super) fn make_immutable(&mut self, note: Option<Note>) -> io::Result<()> {
+        if let Some(clone) = &mut self.clone {
+            if !clone.made_immutable {
+                inode_flags::set_immutable(&self.file, true)?;
+                clone.made_immutable = true;
+            }
+            return Ok(());
+        }
+        self.immutable = Immutable::claim(&self.file)?;
+        if self.immutable.is_some() {
+            self.note = Mutex::new(note);
         }
         Ok(())
     }
@@ -189,16 +213,36 @@ impl FileHold {
     }
 
     fn undo(&self) {
-        if self.made_immutable
-            && let Err(error) = inode_flags::set_immutable(&self.file, false)
-        {
+        let note = self.note.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let undone = self.give_flag_back() & self.give_clone_back();
+        match note {
+            // It stands until somebody cleans up.
+            Some(note) if !undone => note.keep(),
+            note => drop(note),
+        }
+    }
+
+    fn give_flag_back(&self) -> bool {
+        let given = match (&self.immutable, &self.clone) {
+            (Some(share), _) => share.give_back(&self.file),
+            (None, Some(clone)) if clone.made_immutable => inode_flags::set_immutable(&self.file, false),
+            _ => return true,
+        };
+        if let Err(error) = &given {
             tracing::warn!(%error, clone = ?self.clone, "an immutable flag could not be taken back: use chattr -i");
         }
-        if let Some(path) = &self.clone
-            && let Err(error) = self.remove_clone(path)
-        {
+        given.is_ok()
+    }
+
+    fn give_clone_back(&self) -> bool {
+        let Some(OwnedClone { path, .. }) = &self.clone else {
+            return true;
+        };
+        let removed = self.remove_clone(path);
+        if let Err(error) = &removed {
             tracing::warn!(%error, clone = %path.display(), "a clone could not be removed: use chattr -i and rm");
         }
+        removed.is_ok()
     }
 
     /// Removes the path only where it still is our file.

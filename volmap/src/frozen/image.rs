@@ -29,6 +29,8 @@ pub enum Strength {
     CrashConsistent,
     /// No writer was there at the freeze, so nothing was half done in the kernel.
     Quiesced,
+    /// The application had brought its data into order for it.
+    Application,
 }
 
 /// Who vouches that nobody else changes the stores of a frozen image.

@@ -9,11 +9,12 @@
 //! * **H5** [`FrozenImage::read_at`] copies into the caller's memory, and only then checks that what it copied was frozen;
 //! * **H6** once the content is lost, every call says [`FrozenError::Gone`], for good.
 
-mod clone_name;
+pub(crate) mod clone_name;
 mod error;
 pub(crate) mod fixed;
 mod hold;
 mod image;
+mod immutable;
 pub(crate) mod lease_table;
 pub(crate) mod lvm_snapshot;
 pub(crate) mod lvm_thin;
@@ -22,7 +23,7 @@ mod pieces;
 mod pinned;
 pub(crate) mod quiesce;
 pub(crate) mod reflink;
-mod still_file;
+pub(crate) mod still_file;
 
 pub use clone_name::leftover_clones;
 pub use error::FreezeError;

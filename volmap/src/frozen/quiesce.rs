@@ -2,12 +2,11 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
-use super::pinned::PinnedImage;
 use super::still_file::{Immutability, StillFile};
 use super::{FreezeError, Strength};
-use crate::generation::GenerationClock;
-use crate::layers::Layers;
+use crate::leftovers::Ledger;
 
 /// Name of the provider.
 pub(crate) const METHOD: &str = "quiesce";
@@ -15,16 +14,16 @@ pub(crate) const METHOD: &str = "quiesce";
 /// What it is good for: no writer was there.
 pub(crate) const STRENGTH: Strength = Strength::Quiesced;
 
-/// Freezes the file at `path`, open read-only.
+/// Holds the file at `path`, open read-only, free of writers from now on.
 ///
 /// # Errors
-/// [`FreezeError::WriterPresent`], [`FreezeError::LeaseNotAllowed`], [`FreezeError::NotWitnessed`], or those of mapping.
-pub(crate) fn freeze(
-    path: &Path,
+/// [`FreezeError::WriterPresent`], [`FreezeError::LeaseNotAllowed`], [`FreezeError::NotWitnessed`].
+pub(crate) fn hold<'a>(
+    path: &'a Path,
     file: File,
     assume_exclusive: bool,
-    layers: &Layers,
-    clock: &GenerationClock,
-) -> Result<PinnedImage, FreezeError> {
-    StillFile::held(METHOD, STRENGTH, path, file, assume_exclusive, Immutability::Set)?.freeze(layers, clock)
+    ledger: Option<&Arc<Ledger>>,
+) -> Result<StillFile<'a>, FreezeError> {
+    let held = StillFile::held(METHOD, STRENGTH, path, file, assume_exclusive, Immutability::Set)?;
+    Ok(held.with_ledger(ledger))
 }

@@ -1,10 +1,11 @@
 //! `reflink`: a clone of an image file that shares its blocks (XFS). The volume itself is written to as before.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::libc;
@@ -16,6 +17,7 @@ use super::still_file::{self, Immutability, StillFile};
 use super::{FreezeError, Strength};
 use crate::generation::GenerationClock;
 use crate::layers::Layers;
+use crate::leftovers::{Ledger, Leftover, LeftoverKind, Note};
 use crate::sys::{clone, inode_flags};
 
 /// Name of the provider.
@@ -30,6 +32,8 @@ struct NewClone {
     /// To take the flag back by, whatever has the name by then.
     open: File,
     kept: bool,
+    /// What says on disk that it is there.
+    note: Option<Note>,
 }
 
 impl Drop for NewClone {
@@ -39,23 +43,33 @@ impl Drop for NewClone {
         }
         // Unlinking wants it cleared; on file systems that have no such flag there is nothing to clear.
         let _ = inode_flags::set_immutable(&self.open, false);
-        if let Err(error) = std::fs::remove_file(&self.path) {
+        if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(%error, clone = %self.path.display(), "a clone could not be removed: use chattr -i and rm");
+            if let Some(note) = self.note.take() {
+                note.keep();
+            }
         }
     }
 }
 
-/// Clones the file at `path` into `clone_dir`, or beside itself, and freezes the clone.
+/// A clone of a file as it was at one instant, not mapped yet.
+pub(crate) struct FileClone {
+    new: NewClone,
+    uuid: Uuid,
+    frozen_at: SystemTime,
+    made_immutable: bool,
+}
+
+/// Clones the file at `path` into `clone_dir`, or beside itself.
 ///
 /// # Errors
-/// [`FreezeError::CloneUnsupported`], [`FreezeError::CloneElsewhere`], [`FreezeError::Clone`], or those of mapping.
-pub(crate) fn freeze(
+/// [`FreezeError::CloneUnsupported`], [`FreezeError::CloneElsewhere`], [`FreezeError::Clone`].
+pub(crate) fn take(
     path: &Path,
     source: &File,
     clone_dir: Option<&Path>,
-    layers: &Layers,
-    clock: &GenerationClock,
-) -> Result<PinnedImage, FreezeError> {
+    ledger: Option<&Arc<Ledger>>,
+) -> Result<FileClone, FreezeError> {
     let uuid = Uuid::new_v4();
     let clone_dir = clone_dir.map_or_else(|| parent(path), Path::to_owned);
     let clone_path = clone_dir.join(CloneName::of(path, uuid).to_file_name());
@@ -63,6 +77,11 @@ pub(crate) fn freeze(
         clone: clone_path.clone(),
         source: error,
     };
+    let noted = |ledger: &Arc<Ledger>| {
+        let name = CloneName::of(path, uuid).to_file_name();
+        ledger.note(&Leftover::at(LeftoverKind::Clone, &clone_dir, &name, uuid)?)
+    };
+    let note = ledger.map(noted).transpose().map_err(failed)?;
     let writable = OpenOptions::new()
         .read(true)
         .write(true)
@@ -70,10 +89,11 @@ pub(crate) fn freeze(
         .mode(0o600)
         .open(&clone_path)
         .map_err(failed)?;
-    let mut new = NewClone {
+    let new = NewClone {
         path: clone_path.clone(),
         open: writable,
         kept: false,
+        note,
     };
     clone::clone_file(source, &new.open).map_err(|error| match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL | libc::ENOSYS) => {
@@ -91,23 +111,85 @@ pub(crate) fn freeze(
     // Immutable before anybody can find it and open it; whoever did already is found by the lease. Failing that, the clone goes
     // over NBD: said when it is pinned.
     let made_immutable = inode_flags::set_immutable(&new.open, true).is_ok();
-    // By the descriptor, not by the name: this is our file, whatever has the name now.
-    let reader = File::open(format!("/proc/self/fd/{}", new.open.as_raw_fd())).map_err(failed)?;
-    // A lease is refused as long as a writable descriptor is open, so this closes ours.
-    new.open = reader.try_clone().map_err(failed)?;
-    let mut hold = still_file::hold(reader, &clone_path, false)?;
-    new.kept = true;
-    hold.owns_clone(clone_path.clone(), made_immutable);
-    StillFile {
-        method: METHOD,
-        strength: STRENGTH,
-        path: &clone_path,
-        hold,
-        immutability: Immutability::Set,
+    Ok(FileClone {
+        new,
         uuid,
         frozen_at,
+        made_immutable,
+    })
+}
+
+impl FileClone {
+    /// The frozen image to be.
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.uuid
     }
-    .freeze(layers, clock)
+
+    /// The clone, open for writing by us alone.
+    pub(crate) fn file(&self) -> &File {
+        &self.new.open
+    }
+
+    /// Changes the clone before it is mapped.
+    ///
+    /// # Errors
+    /// [`FreezeError::Clone`].
+    pub(crate) fn amend(
+        &mut self,
+        frozen_at: SystemTime,
+        amend: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), FreezeError> {
+        let failed = |error: io::Error| FreezeError::Clone {
+            clone: self.new.path.clone(),
+            source: error,
+        };
+        if self.made_immutable {
+            inode_flags::set_immutable(&self.new.open, false).map_err(failed)?;
+        }
+        amend(&self.new.open).map_err(failed)?;
+        self.made_immutable = inode_flags::set_immutable(&self.new.open, true).is_ok();
+        self.frozen_at = frozen_at;
+        Ok(())
+    }
+
+    /// The instant that it is of, where it is known better.
+    pub(crate) fn set_instant(&mut self, frozen_at: SystemTime) {
+        self.frozen_at = frozen_at;
+    }
+
+    /// Holds the clone, maps it, and makes the frozen image of it.
+    ///
+    /// # Errors
+    /// Those of leases and of mapping.
+    pub(crate) fn freeze(
+        mut self,
+        layers: &Layers,
+        clock: &GenerationClock,
+    ) -> Result<PinnedImage, FreezeError> {
+        let clone_path = self.new.path.clone();
+        let failed = |error: io::Error| FreezeError::Clone {
+            clone: clone_path.clone(),
+            source: error,
+        };
+        // By the descriptor, not by the name: this is our file, whatever has the name now.
+        let reader = File::open(format!("/proc/self/fd/{}", self.new.open.as_raw_fd())).map_err(failed)?;
+        // A lease is refused as long as a writable descriptor is open, so this closes ours.
+        self.new.open = reader.try_clone().map_err(failed)?;
+        let mut hold = still_file::hold(reader, &clone_path, false)?;
+        self.new.kept = true;
+        hold.owns_clone(clone_path.clone(), self.made_immutable, self.new.note.take());
+        StillFile {
+            method: METHOD,
+            strength: STRENGTH,
+            path: &clone_path,
+            hold,
+            immutability: Immutability::Set,
+            uuid: self.uuid,
+            frozen_at: self.frozen_at,
+            ledger: None,
+        }
+        .freeze(layers, clock)
+    }
 }
 
 /// Where the clones of a volume go if nobody says.

@@ -1,24 +1,27 @@
 //! From a held file to its frozen image: the order of lease, `+i` and map, the same for every provider.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
 use super::hold::{FileHold, Hold};
 use super::pinned::{Frozen, PinnedImage};
-use super::{Attestation, Description, FreezeError, Stability, Strength};
+use super::{Attestation, Description, FreezeError, FrozenError, Stability, Strength};
 use crate::generation::GenerationClock;
 use crate::layers::{Layers, VolumeKind};
+use crate::leftovers::{Ledger, Leftover, LeftoverKind, Note};
 use crate::store::{Below, Store, StoreGraph};
 use crate::sys::file_system::{self, FileSystemType};
 use crate::sys::lease;
 
 /// How a file becomes immutable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Immutability {
+pub(crate) enum Immutability {
     /// We set the flag, and clear it at the end.
     Set,
     /// It has to be there already: `static` changes nothing.
@@ -26,7 +29,7 @@ pub(super) enum Immutability {
 }
 
 /// A file to be frozen where it lies.
-pub(super) struct StillFile<'a> {
+pub(crate) struct StillFile<'a> {
     pub(super) method: &'static str,
     pub(super) strength: Strength,
     pub(super) path: &'a Path,
@@ -34,6 +37,7 @@ pub(super) struct StillFile<'a> {
     pub(super) immutability: Immutability,
     pub(super) uuid: Uuid,
     pub(super) frozen_at: SystemTime,
+    pub(super) ledger: Option<Arc<Ledger>>,
 }
 
 /// Why a file is not immutable; its bytes then go over NBD.
@@ -49,6 +53,10 @@ enum PinRefusal {
     NotAllowed,
     #[error("the file cannot be made immutable, so its extents may move: {0}")]
     Failed(io::Error),
+    #[error(
+        "the file is not made immutable, so its extents may move: that it is cannot be written down in the state directory: {0}"
+    )]
+    NotNoted(io::Error),
 }
 
 impl<'a> StillFile<'a> {
@@ -73,11 +81,43 @@ impl<'a> StillFile<'a> {
             immutability,
             uuid: Uuid::new_v4(),
             frozen_at: SystemTime::now(),
+            ledger: None,
         })
     }
 
+    /// What is done to the file is written down there first.
+    #[must_use]
+    pub(super) fn with_ledger(mut self, ledger: Option<&Arc<Ledger>>) -> Self {
+        self.ledger = ledger.cloned();
+        self
+    }
+
+    /// The frozen image to be.
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// Whether nobody came in between so far.
+    ///
+    /// # Errors
+    /// [`FreezeError::Slipped`].
+    pub(crate) fn check(&self) -> Result<(), FreezeError> {
+        let slipped = |why| FreezeError::Slipped(FrozenError::Gone(why));
+        self.hold.check_content().map_err(slipped)
+    }
+
+    /// Whether a lease holds it, and not the operator's word alone.
+    pub(crate) fn is_leased(&self) -> bool {
+        self.hold.is_leased()
+    }
+
+    /// The instant that the frozen image is of, where it is not that of the hold.
+    pub(crate) fn set_instant(&mut self, frozen_at: SystemTime) {
+        self.frozen_at = frozen_at;
+    }
+
     /// Pins the file, maps it, and makes the frozen image of it. The hold is ended where that fails.
-    pub(super) fn freeze(
+    pub(crate) fn freeze(
         mut self,
         layers: &Layers,
         clock: &GenerationClock,
@@ -90,7 +130,7 @@ impl<'a> StillFile<'a> {
         // On a declared disk a location is the offset in the file itself, wherever its file system moves that.
         let refusal = match kind {
             VolumeKind::DeclaredDisk => None,
-            _ => pin(&mut self.hold, self.immutability).err(),
+            _ => self.pin().err(),
         };
         let mut graph = StoreGraph::new();
         let mut mapping = layers
@@ -131,18 +171,34 @@ impl<'a> StillFile<'a> {
         };
         Ok(PinnedImage::new(frozen, clock)?)
     }
-}
 
-fn pin(hold: &mut FileHold, immutability: Immutability) -> Result<(), PinRefusal> {
-    let refusal = |error: io::Error| match (immutability, error.kind()) {
-        (Immutability::Found, io::ErrorKind::PermissionDenied) => PinRefusal::NotFound,
-        (Immutability::Set, io::ErrorKind::PermissionDenied) => PinRefusal::NotAllowed,
-        _ => PinRefusal::Failed(error),
-    };
-    if immutability == Immutability::Set {
-        hold.make_immutable().map_err(refusal)?;
+    fn pin(&mut self) -> Result<(), PinRefusal> {
+        let immutability = self.immutability;
+        let refusal = |error: io::Error| match (immutability, error.kind()) {
+            (Immutability::Found, io::ErrorKind::PermissionDenied) => PinRefusal::NotFound,
+            (Immutability::Set, io::ErrorKind::PermissionDenied) => PinRefusal::NotAllowed,
+            _ => PinRefusal::Failed(error),
+        };
+        if immutability == Immutability::Set {
+            let note = self.note().map_err(PinRefusal::NotNoted)?;
+            self.hold.make_immutable(note).map_err(refusal)?;
+        }
+        self.hold.pin().map_err(refusal)
     }
-    hold.pin().map_err(refusal)
+
+    /// Says on disk that the file is about to become immutable; a clone was written down before it was made.
+    fn note(&self) -> io::Result<Option<Note>> {
+        let Some(ledger) = self.ledger.as_ref().filter(|_| !self.hold.is_clone()) else {
+            return Ok(None);
+        };
+        let inode = self.hold.file().metadata()?.ino();
+        let path = fs::canonicalize(self.path)?;
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let leftover = Leftover::at(LeftoverKind::Immutable(inode), directory, name, self.uuid)?;
+        ledger.note(&leftover).map(Some)
+    }
 }
 
 /// Holds a file opened read-only by a lease; without one only where the operator vouches.

@@ -16,19 +16,19 @@ const ROUNDS: usize = 3;
 
 /// A stretch of a file that lies in one piece in its file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Located {
+pub(crate) struct Located {
     /// Bytes of the file.
-    pub(super) range: ByteRange,
+    pub(crate) range: ByteRange,
     /// Byte offset in the file system.
-    pub(super) physical: u64,
+    pub(crate) physical: u64,
 }
 
 /// What a file holds, and where as far as that may be told.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct FileExtents {
-    pub(super) content: ContentMap,
+pub(crate) struct FileExtents {
+    pub(crate) content: ContentMap,
     /// Sorted; data outside of these has no location.
-    pub(super) located: Vec<Located>,
+    pub(crate) located: Vec<Located>,
 }
 
 /// What to do with an extent (docs/law.md, "FIEMAP flags").
@@ -67,7 +67,7 @@ fn policy(extent: RawExtent) -> Policy {
 ///
 /// # Errors
 /// As [`fiemap::visit_extents`].
-pub(super) fn located(file: &File, size: u64) -> io::Result<FileExtents> {
+pub(crate) fn located(file: &File, size: u64) -> io::Result<FileExtents> {
     for _ in 1..ROUNDS {
         let raw = fiemap::extents(file)?;
         if !raw.iter().any(|e| policy(*e) == Policy::Unsettled) {

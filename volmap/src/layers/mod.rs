@@ -26,5 +26,10 @@ mod sysfs;
 mod witness;
 
 pub(crate) use block_chain::segments_within;
+#[cfg(test)]
+pub(crate) use file_extents::Located;
+pub(crate) use file_extents::{FileExtents, located as file_extents};
 pub use mapping::{Layers, Mapping, VolumeKind};
+pub(crate) use mount_info::mounts_of;
+pub use mount_info::{MountedFileSystem, mount_at};
 pub use witness::LayerWitness;

@@ -1,7 +1,10 @@
 //! `/proc/self/mountinfo`: which file system a device number stands for.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use crate::sys::DeviceNumber;
 
@@ -13,6 +16,32 @@ pub(super) struct Mount {
     pub(super) mount_point: String,
     /// Its type: `xfs`, `ext4`, `fuse.sshfs`.
     pub(super) kind: String,
+    /// What it was mounted from, by name, with such escapes too.
+    source: String,
+}
+
+/// What is mounted somewhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountedFileSystem {
+    /// The type of the file system: `xfs`, `ext4`, `fuse.sshfs`.
+    pub kind: String,
+    /// The name that it was mounted from, whatever that is by now.
+    pub source: PathBuf,
+}
+
+/// What is mounted at a path (absolute, without symbolic links): the last mount there, which is the one that is seen. `None`: it is no
+/// mount point.
+///
+/// # Errors
+/// procfs cannot be read.
+pub fn mount_at(path: &Path) -> io::Result<Option<MountedFileSystem>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut mounts = table.lines().filter_map(Mount::parse);
+    let last = mounts.rfind(|mount| unescape(&mount.mount_point) == path);
+    Ok(last.map(|mount| MountedFileSystem {
+        source: unescape(&mount.source),
+        kind: mount.kind,
+    }))
 }
 
 impl Mount {
@@ -35,8 +64,35 @@ impl Mount {
             device: DeviceNumber::parse(mount.next()?)?,
             mount_point: mount.nth(1)?.to_owned(),
             kind: file_system.next()?.to_owned(),
+            source: file_system.next().unwrap_or_default().to_owned(),
         })
     }
+}
+
+/// A path as the kernel writes it: `\040` and the like stand for the bytes that the format needs itself.
+fn unescape(text: &str) -> PathBuf {
+    let mut path = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        let digits = behind.get(..3).filter(|_| byte == b'\\');
+        let meant = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        path.push(meant.unwrap_or(byte));
+        rest = if meant.is_some() { &behind[3..] } else { behind };
+    }
+    PathBuf::from(OsString::from_vec(path))
+}
+
+/// Where the file system on a device is mounted, as far as this process can see.
+///
+/// # Errors
+/// procfs cannot be read.
+pub(crate) fn mounts_of(device: DeviceNumber) -> io::Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let mounts = table.lines().filter_map(Mount::parse);
+    Ok(mounts
+        .filter(|mount| mount.device == device)
+        .map(|mount| unescape(&mount.mount_point))
+        .collect())
 }
 
 #[cfg(test)]
@@ -54,6 +110,9 @@ mod tests {
             (mount.mount_point.as_str(), mount.kind.as_str()),
             ("/mnt/a\\040b", "ext4")
         );
+        assert_eq!(unescape(&mount.mount_point), PathBuf::from("/mnt/a b"));
+        assert_eq!(unescape(&mount.source), PathBuf::from("/dev/x"));
+        assert_eq!(unescape("/a\\134040\\"), PathBuf::from("/a\\040\\"));
         assert!(Mount::parse("36 35 98:0 / /mnt rw - xfs /dev/x rw").is_some());
         assert_eq!(Mount::parse("36 35 98:0 / /mnt rw xfs"), None);
     }

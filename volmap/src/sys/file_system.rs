@@ -7,6 +7,11 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use nix::sys::statfs::fstatfs;
 
+use super::ioctl;
+
+const FIFREEZE: libc::Ioctl = 0xc004_5877;
+const FITHAW: libc::Ioctl = 0xc004_5878;
+
 /// The kind of a file system, by the number that `statfs` gives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileSystemType {
@@ -49,6 +54,25 @@ pub fn of(file: &File) -> io::Result<FileSystem> {
     };
     let block_size = u64::try_from(told.block_size()).map_err(io::Error::other)?;
     Ok(FileSystem { kind, block_size })
+}
+
+/// Holds the file system that a file or directory lies in: what was written is on its device at the return, and writers wait until
+/// [`thaw`]. It stays so when the process ends.
+///
+/// # Errors
+/// `EBUSY`: somebody froze it before. `EPERM`: wants `CAP_SYS_ADMIN`. `EOPNOTSUPP`: this file system cannot be frozen.
+pub fn freeze(file: &File) -> io::Result<()> {
+    // SAFETY: FIFREEZE ignores its argument.
+    unsafe { ioctl::with_number(file, FIFREEZE, 0) }.map(drop)
+}
+
+/// Ends what [`freeze`] began, by whomever.
+///
+/// # Errors
+/// `EINVAL`: it is not frozen. `EPERM`.
+pub fn thaw(file: &File) -> io::Result<()> {
+    // SAFETY: FITHAW ignores its argument.
+    unsafe { ioctl::with_number(file, FITHAW, 0) }.map(drop)
 }
 
 /// Gives the blocks of a range back; it reads as zeroes. The size stays.

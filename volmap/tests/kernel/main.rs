@@ -13,3 +13,4 @@ mod geometry;
 mod quiesce;
 mod refusals;
 mod rig;
+mod set;

@@ -91,3 +91,43 @@ fn ext4_with_journalled_data_is_never_direct() {
     let image = rig.freeze(&volume, Method::Quiesce).unwrap();
     assert_eq!(image.description().stability, Stability::Opaque);
 }
+
+#[test]
+fn the_flag_of_a_file_goes_with_the_last_of_its_frozen_images() {
+    let Some(rig) = Rig::ext4("the_flag_of_a_file_goes_with_the_last_of_its_frozen_images") else {
+        return;
+    };
+    let volume = rig.mount.join("disk.img");
+    fs::write(&volume, pattern(1 << 20, 1)).unwrap();
+    let file = File::open(&volume).unwrap();
+    let is_immutable = || inode_flags::get(&file).unwrap().is_immutable();
+    for first_goes_first in [true, false] {
+        let mut images: Vec<_> = (0..3)
+            .map(|_| rig.freeze(&volume, Method::Quiesce).unwrap())
+            .collect();
+        if !first_goes_first {
+            images.reverse();
+        }
+        while let Some(image) = images.pop() {
+            image.thaw();
+            drop(image);
+            assert_eq!(is_immutable(), !images.is_empty());
+            for left in &images {
+                assert!(
+                    whole_status(&**left)
+                        .iter()
+                        .all(|e| e.generation.is_direct() && e.place.is_some())
+                );
+                assert!(rig.read_as_proxy(&**left).1 == 1 << 20);
+            }
+        }
+    }
+    // What somebody else set stays, however many had use of it.
+    inode_flags::set_immutable(&file, true).unwrap();
+    let images: Vec<_> = (0..2)
+        .map(|_| rig.freeze(&volume, Method::Quiesce).unwrap())
+        .collect();
+    drop(images);
+    assert!(is_immutable());
+    inode_flags::set_immutable(&file, false).unwrap();
+}

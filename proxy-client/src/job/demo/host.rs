@@ -38,6 +38,7 @@ impl DemoHost {
             format!("--identity={}=demo-copy", path("copy.img")),
             format!("--socket={}", socket.display()),
             format!("--control={}", path("control.sock")),
+            format!("--state-dir={}", path("state")),
         ];
         let parsed = HostCli::try_parse_from(arguments).map_err(host_failed)?;
         let HostVerb::Serve(serve) = parsed.verb else {
@@ -79,7 +80,9 @@ impl DemoHost {
     pub(super) async fn freeze(&self) -> Result<String> {
         let host = Arc::clone(&self.host);
         let frozen = tokio::task::spawn_blocking(move || host.freeze("vol", Some("demo")));
-        Ok(frozen.await.map_err(host_failed)?.map_err(host_failed)?.export)
+        let mut made = frozen.await.map_err(host_failed)?.map_err(host_failed)?;
+        let made = made.pop().expect("a freeze of one volume makes one frozen image");
+        Ok(made.export)
     }
 
     pub(super) async fn stop(self) -> Result<()> {

@@ -1,0 +1,144 @@
+//! The guardian, asked directly: file systems that it froze are thawed whatever its agent does.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tests::disk::Mounted;
+use tests::needs_loop_devices;
+use tests::program::built;
+use tests::site::text;
+
+/// A guardian without an agent.
+struct Guard {
+    child: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Guard {
+    fn start() -> Self {
+        let mut child = Command::new(built("nbd-export"))
+            .arg("guard")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self { child, answers }
+    }
+
+    fn ask(&mut self, order: &Value) -> Value {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{order}").unwrap();
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|_| panic!("{order}: {line}"))
+    }
+
+    fn freeze(&mut self, on: &[&Path], seconds: u64) -> Value {
+        let deadline = json!({ "secs": seconds, "nanos": 0 });
+        self.ask(&json!({ "freeze-file-systems": { "on": on, "deadline": deadline } }))
+    }
+
+    fn hang_up(&mut self) {
+        drop(self.child.stdin.take());
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.hang_up();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Whether a file system takes a write, which waits while it is frozen: how long that took, if it came to an end in time.
+fn write_within(path: &Path, patience: Duration) -> Option<Duration> {
+    let (done, written) = channel();
+    let path = path.join("probe");
+    let begun = Instant::now();
+    thread::spawn(move || {
+        fs::write(path, b"x").unwrap();
+        done.send(()).ok();
+    });
+    match written.recv_timeout(patience) {
+        Ok(()) => Some(begun.elapsed()),
+        Err(RecvTimeoutError::Timeout) => None,
+        Err(RecvTimeoutError::Disconnected) => panic!("the write failed"),
+    }
+}
+
+const SOON: Duration = Duration::from_secs(15);
+const A_WHILE: Duration = Duration::from_millis(300);
+
+#[test]
+fn file_systems_are_thawed_on_order_at_the_deadline_and_when_the_agent_goes() {
+    needs_loop_devices!("mkfs.xfs", "mkfs.ext4");
+    let disks = [Mounted::xfs(320 << 20), Mounted::ext4(64 << 20)];
+    let paths = [disks[0].path.as_path(), disks[1].path.as_path()];
+
+    let mut guard = Guard::start();
+    assert_eq!(guard.freeze(&paths, 60), "done");
+    assert!(write_within(paths[0], A_WHILE).is_none(), "it is frozen");
+    assert_eq!(guard.ask(&json!("thaw-file-systems")), "done");
+    for path in paths {
+        assert!(write_within(path, SOON).is_some());
+    }
+
+    // The agent hangs.
+    assert_eq!(guard.freeze(&paths, 1), "done");
+    for path in paths {
+        assert!(write_within(path, SOON).is_some(), "thawed at the deadline");
+    }
+    let late = guard.ask(&json!("thaw-file-systems"));
+    assert!(late["failed"].as_str().unwrap().contains("deadline"), "{late}");
+
+    // The agent dies. Signals to its whole group change nothing.
+    assert_eq!(guard.freeze(&paths, 60), "done");
+    let pid = Pid::from_raw(i32::try_from(guard.child.id()).unwrap());
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        kill(pid, signal).unwrap();
+    }
+    assert!(write_within(paths[1], A_WHILE).is_none(), "it is frozen still");
+    guard.hang_up();
+    for path in paths {
+        assert!(write_within(path, SOON).is_some());
+    }
+}
+
+#[test]
+fn all_are_frozen_or_none_is_and_what_somebody_else_froze_stays_so() {
+    needs_loop_devices!("mkfs.xfs", "mkfs.ext4", "fsfreeze");
+    let disks = [Mounted::xfs(320 << 20), Mounted::ext4(64 << 20)];
+    let paths = [disks[0].path.as_path(), disks[1].path.as_path()];
+    let mut guard = Guard::start();
+    tests::disk::run("fsfreeze", &["--freeze", text(paths[1])]);
+    let refused = guard.freeze(&paths, 60);
+    let others = write_within(paths[1], A_WHILE);
+    tests::disk::run("fsfreeze", &["--unfreeze", text(paths[1])]);
+    assert!(
+        refused["failed"].as_str().unwrap().contains("somebody else"),
+        "{refused}"
+    );
+    assert!(others.is_none(), "what somebody else froze was thawed");
+    assert!(
+        write_within(paths[0], SOON).is_some(),
+        "and ours is not left frozen"
+    );
+
+    // Somebody else thaws what we froze: then it did not stand still.
+    assert_eq!(guard.freeze(&paths, 60), "done");
+    tests::disk::run("fsfreeze", &["--unfreeze", text(paths[0])]);
+    let thawed = guard.ask(&json!("thaw-file-systems"));
+    assert!(
+        thawed["failed"].as_str().unwrap().contains("somebody else"),
+        "{thawed}"
+    );
+    assert!(write_within(paths[1], SOON).is_some());
+}

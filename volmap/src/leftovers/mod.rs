@@ -1,0 +1,19 @@
+//! What an agent leaves behind when it is killed: clones, and immutable flags on files that were quiesced.
+//!
+//! Each is written down in the state directory *before* it is made, and crossed out after it is gone. An agent's page is locked for
+//! as long as the agent lives, which the kernel undoes however it ends; so what stands on an unlocked page is left over.
+//!
+//! Invariants:
+//!
+//! * nothing is removed that stands on the page of a living agent, or that anybody holds a lease on, nor a clone that anybody has open;
+//! * nothing is removed that is not what was written down: a clone by its name, a file by its inode;
+//! * a page is crossed out only when all on it is gone.
+
+mod ledger;
+mod open_files;
+mod record;
+mod removal;
+
+pub use ledger::{Ledger, Note, Page, in_use, pages};
+pub use record::{Leftover, LeftoverKind};
+pub use removal::{Finding, clones_in};

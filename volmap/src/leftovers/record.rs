@@ -1,0 +1,125 @@
+//! What is written down of one thing, as text.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+use uuid::Uuid;
+
+/// First line of a record.
+const TITLE: &str = "volmap leftover, version 1";
+
+/// What is left over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeftoverKind {
+    /// A clone that `reflink` made.
+    Clone,
+    /// The immutable flag (`+i`) that `quiesce` set on a file of somebody else, with the inode number of that file.
+    Immutable(u64),
+}
+
+/// Something that goes with a frozen image, and stays where the agent is killed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Leftover {
+    /// What it is.
+    pub kind: LeftoverKind,
+    /// Where, absolute and without symbolic links.
+    pub path: PathBuf,
+    /// The inode number of the directory that it is in: where another one has the path, its file system is not mounted.
+    pub directory: u64,
+    /// The frozen image that it belongs to.
+    pub frozen: Uuid,
+}
+
+impl Leftover {
+    /// Something called `name` in `directory`, which is there now.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn at(kind: LeftoverKind, directory: &Path, name: &OsStr, frozen: Uuid) -> io::Result<Self> {
+        let directory = fs::canonicalize(directory)?;
+        Ok(Self {
+            kind,
+            path: directory.join(name),
+            directory: fs::metadata(&directory)?.ino(),
+            frozen,
+        })
+    }
+
+    /// The text of a record.
+    pub(super) fn to_text(&self) -> String {
+        let (kind, inode) = match self.kind {
+            LeftoverKind::Clone => ("clone", String::new()),
+            LeftoverKind::Immutable(inode) => ("immutable", format!("inode {inode}\n")),
+        };
+        // A path may hold any byte, a line feed too.
+        let path = percent_encode(self.path.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+        let (frozen, directory) = (self.frozen, self.directory);
+        format!("{TITLE}\nkind {kind}\n{inode}frozen {frozen}\ndirectory {directory}\npath {path}\n")
+    }
+
+    /// What [`Leftover::to_text`] made; `None` for anything else.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        if lines.next()? != TITLE {
+            return None;
+        }
+        let (mut kind, mut inode, mut frozen, mut directory, mut path) = (None, None, None, None, None);
+        for line in lines {
+            let (key, value) = line.split_once(' ')?;
+            match key {
+                "kind" => kind = Some(value),
+                "inode" => inode = Some(value.parse().ok()?),
+                "frozen" => frozen = Some(value.parse().ok()?),
+                "directory" => directory = Some(value.parse().ok()?),
+                "path" => path = Some(percent_decode_str(value).collect::<Vec<u8>>()),
+                _ => return None,
+            }
+        }
+        Some(Self {
+            kind: match (kind?, inode) {
+                ("clone", None) => LeftoverKind::Clone,
+                ("immutable", Some(inode)) => LeftoverKind::Immutable(inode),
+                _ => return None,
+            },
+            path: PathBuf::from(OsString::from_vec(path?)),
+            directory: directory?,
+            frozen: frozen?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_back_and_nothing_else_is() {
+        for (kind, path) in [
+            (LeftoverKind::Clone, &b"/srv/a b\n\xff"[..]),
+            (LeftoverKind::Immutable(u64::MAX), b"/x"),
+        ] {
+            let leftover = Leftover {
+                kind,
+                path: PathBuf::from(OsString::from_vec(path.to_owned())),
+                directory: 128,
+                frozen: Uuid::from_u128(7),
+            };
+            let text = leftover.to_text();
+            assert_eq!(Leftover::parse(&text), Some(leftover));
+            let titled = text.strip_prefix(TITLE).unwrap();
+            for cut in 0..text.len() - 1 {
+                // A record that was cut off in its path would name another file.
+                if Leftover::parse(&text[..cut]).is_some() {
+                    assert!(text[..cut].contains("path "), "{cut}");
+                }
+            }
+            assert_eq!(Leftover::parse(&format!("another{titled}")), None);
+            assert_eq!(Leftover::parse(&format!("{text}more yes\n")), None);
+        }
+    }
+}
