@@ -5,6 +5,7 @@ mod around;
 mod guests;
 mod iscsi;
 mod linear;
+mod lvm_thin;
 mod moves;
 mod nbd_client;
 
