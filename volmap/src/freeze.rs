@@ -1,6 +1,7 @@
 //! Freezing a volume: which provider takes it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,8 +21,8 @@ pub use crate::frozen::{FreezeError, SnapshotSize, leftover_clones};
 /// How to freeze.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Method {
-    /// The best that fits: a file by reflink, else by quiesce; a logical volume by `lvm-snapshot`, or by `lvm-thin` if it lies in a
-    /// thin pool; a file declared as a disk, and a block device, as `static`.
+    /// The best that fits: a file by reflink, as `static` where nothing can be written, else by quiesce; a logical volume by
+    /// `lvm-snapshot`, or by `lvm-thin` if it lies in a thin pool; a file declared as a disk, and a block device, as `static`.
     #[default]
     Auto,
     /// A clone of the file.
@@ -89,6 +90,10 @@ fn freeze_file(
     let image = match options.method {
         Method::Auto if kind == VolumeKind::File => match by_clone(&file) {
             Err(FreezeError::CloneUnsupported { .. }) => by_hold(file),
+            // In a read-only snapshot, say: nothing can be made there, and nothing be changed.
+            Err(FreezeError::Clone { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                fixed::hold_file(path, file, alone)?.freeze(layers, clock)
+            }
             other => other,
         },
         Method::Reflink => by_clone(&file),
@@ -177,9 +182,8 @@ pub(crate) fn open(path: &Path) -> Result<File, FreezeError> {
         path: path.to_owned(),
         source,
     };
-    let metadata = fs::metadata(path).map_err(failed)?;
     // Without procfs there is no advice; the open below then finds out the hard way.
-    if LeaseTable::read().is_ok_and(|leases| leases.holds_for_writing(&metadata)) {
+    if LeaseTable::read().is_ok_and(|leases| leases.holds_for_writing(path)) {
         return Err(FreezeError::HeldForWriting {
             path: path.to_owned(),
         });

@@ -14,9 +14,9 @@ use crate::frozen::{
 };
 use crate::layers::{Layers, Mapping, VolumeKind};
 use crate::lvm::{LogicalVolume, Lvm};
-use crate::map::Content;
+use crate::map::{Content, ContentMap, Extent};
 use crate::range::ByteRange;
-use crate::store::{Place, StoreGraph, StoreId};
+use crate::store::{Place, Reach, StoreGraph, StoreId};
 use crate::sys::{DeviceNumber, block_device, clone, inode_flags, lease};
 
 /// `CAP_LINUX_IMMUTABLE` of capabilities(7).
@@ -73,8 +73,47 @@ pub struct VolumeMap {
     pub graph: StoreGraph,
     /// The uppermost one.
     pub top: StoreId,
-    /// All of the volume, in order.
-    pub extents: Vec<MappedExtent>,
+    /// What it holds.
+    pub content: ContentMap,
+}
+
+impl VolumeMap {
+    /// All of the volume, in order. Computed one by one: a striped volume of terabytes has tens of millions of them.
+    pub fn extents(&self) -> impl Iterator<Item = MappedExtent> {
+        let reach = Reach::of(&self.graph);
+        let mut extents = self.content.extents().iter().copied();
+        let mut rest: Option<Extent> = None;
+        std::iter::from_fn(move || {
+            let extent = rest.take().or_else(|| extents.next())?;
+            let mapped = self.first_piece(extent, &reach);
+            rest = ByteRange::from_bounds(mapped.range.end(), extent.range.end())
+                .map(|range| Extent { range, ..extent });
+            Some(mapped)
+        })
+    }
+
+    /// The chain of the first bytes of an extent that lie in one piece.
+    fn first_piece(&self, extent: Extent, reach: &Reach) -> MappedExtent {
+        let mut mapped = MappedExtent {
+            range: extent.range,
+            content: extent.content,
+            chain: Vec::new(),
+            opaque: None,
+        };
+        if extent.content == Content::Data {
+            let place = Place {
+                store: self.top,
+                offset: extent.range.start(),
+            };
+            let (direct, len) = reach.at(place, extent.range.len());
+            let resolved = self.graph.resolve(place, len);
+            mapped.range = ByteRange::new(extent.range.start(), resolved.len).unwrap_or(extent.range);
+            mapped.chain = resolved.chain;
+            let half = || (!direct).then(|| "another column of its stripes reaches no disk".to_owned());
+            mapped.opaque = resolved.opaque.or_else(half);
+        }
+        mapped
+    }
 }
 
 /// The whole chain of every extent of a volume.
@@ -85,36 +124,12 @@ pub fn map(path: &Path, layers: &Layers) -> Result<VolumeMap, FreezeError> {
     let file = open(path)?;
     let mut graph = StoreGraph::new();
     let mapping = mapped(&mut graph, &file, path, layers)?;
-    let mut extents = Vec::new();
-    for extent in mapping.content.extents() {
-        let mut rest = Some(extent.range);
-        while let Some(range) = rest {
-            let mut mapped = MappedExtent {
-                range,
-                content: extent.content,
-                chain: Vec::new(),
-                opaque: None,
-            };
-            if extent.content == Content::Data {
-                let place = Place {
-                    store: mapping.top,
-                    offset: range.start(),
-                };
-                let resolved = graph.resolve(place, range.len());
-                mapped.range = ByteRange::new(range.start(), resolved.len).unwrap_or(range);
-                mapped.chain = resolved.chain;
-                mapped.opaque = resolved.opaque;
-            }
-            rest = ByteRange::from_bounds(mapped.range.end(), range.end());
-            extents.push(mapped);
-        }
-    }
     Ok(VolumeMap {
         kind: mapping.kind,
         size: mapping.size,
         graph,
         top: mapping.top,
-        extents,
+        content: mapping.content,
     })
 }
 
@@ -125,13 +140,23 @@ pub fn map(path: &Path, layers: &Layers) -> Result<VolumeMap, FreezeError> {
 pub fn probe(path: &Path, options: &FreezeOptions, layers: &Layers) -> Result<Vec<ProviderFit>, FreezeError> {
     let file = open(path)?;
     let mut graph = StoreGraph::new();
-    let kind = mapped(&mut graph, &file, path, layers)?.kind;
+    let mapping = mapped(&mut graph, &file, path, layers)?;
+    let kind = mapping.kind;
+    let mut rewritten = StoreGraph::new();
+    layers
+        .map(&mut rewritten, &file, path)
+        .map_err(|source| FreezeError::Map {
+            path: path.to_owned(),
+            source,
+        })?;
     let look = Look {
         path,
         file: &file,
         kind,
+        notices_moves: mapping.notices_moves,
         options,
         opaque: opaque_reason(&graph),
+        opaque_if_written: opaque_reason(&rewritten),
         alone: alone(path, &file, kind).map_err(|e| e.to_string()),
     };
     Ok(vec![
@@ -149,10 +174,12 @@ fn provider(provider: &'static str, fit: Fit) -> ProviderFit {
 }
 
 fn mapped(graph: &mut StoreGraph, file: &File, path: &Path, layers: &Layers) -> Result<Mapping, FreezeError> {
-    layers.map(graph, file, path).map_err(|source| FreezeError::Map {
-        path: path.to_owned(),
-        source,
-    })
+    layers
+        .map_still(graph, file, path)
+        .map_err(|source| FreezeError::Map {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Why nothing of a volume lies on a disk; the first reason from above is what has to be mended first.
@@ -194,8 +221,10 @@ struct Look<'a> {
     path: &'a Path,
     file: &'a File,
     kind: VolumeKind,
+    notices_moves: bool,
     options: &'a FreezeOptions,
     opaque: Option<String>,
+    opaque_if_written: Option<String>,
     alone: Result<(), String>,
 }
 
@@ -255,6 +284,7 @@ impl Look<'_> {
             Ok(()) => {
                 let no_pin = match self.kind {
                     VolumeKind::DeclaredDisk => None,
+                    _ if self.notices_moves => None,
                     _ => no_immutable_flag(),
                 };
                 self.fits(
@@ -322,7 +352,8 @@ impl Look<'_> {
             VolumeKind::File => Attestation::Witnessed,
             VolumeKind::BlockDevice | VolumeKind::DeclaredDisk => Attestation::Unattested,
         };
-        self.fits(Strength::CrashConsistent, Stability::Moves, attestation, None)
+        let why = self.opaque_if_written.as_deref();
+        self.fits(Strength::CrashConsistent, Stability::Moves, attestation, why)
     }
 
     fn fixed(&self) -> Fit {
@@ -345,8 +376,8 @@ impl Look<'_> {
             }
             VolumeKind::File => {
                 let immutable = inode_flags::get(self.file).is_ok_and(inode_flags::InodeFlags::is_immutable);
-                let no_pin =
-                    (!immutable).then_some("its extents may move, since it is not immutable (chattr +i)");
+                let no_pin = (!immutable && !self.notices_moves)
+                    .then_some("its extents may move, since it is not immutable (chattr +i)");
                 self.fits(fixed::STRENGTH, Stability::Pinned, Attestation::Witnessed, no_pin)
             }
         }
@@ -432,7 +463,7 @@ mod tests {
         let layers = Layers::new(vec![(file.path().into(), identity)]).unwrap();
         let map = map(file.path(), &layers).unwrap();
         let mut end = 0;
-        for extent in &map.extents {
+        for extent in map.extents() {
             assert_eq!(extent.range.start(), end);
             end = extent.range.end();
             let expected = match extent.content {
@@ -442,7 +473,7 @@ mod tests {
                 }],
                 _ => Vec::new(),
             };
-            assert_eq!((&extent.chain, &extent.opaque), (&expected, &None));
+            assert_eq!((extent.chain, extent.opaque), (expected, None));
         }
         assert_eq!(end, map.size);
     }

@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use volmap::map::Content;
-use volmap::probe::{self, VolumeMap};
+use volmap::probe::{self, MappedExtent, VolumeMap};
 use volmap::store::Place;
 
 use super::{layers, print_json, unprintable};
@@ -20,7 +20,8 @@ struct VolumeJson<'a> {
     size: u64,
     warning: &'static str,
     stores: Vec<StoreJson<'a>>,
-    extents: Vec<ExtentJson<'a>>,
+    #[serde(serialize_with = "serialize_extents")]
+    extents: &'a VolumeMap,
 }
 
 #[derive(Serialize)]
@@ -43,7 +44,7 @@ struct ExtentJson<'a> {
     direct: bool,
     /// Why the chain ends above a disk.
     #[serde(skip_serializing_if = "Option::is_none")]
-    opaque: Option<&'a str>,
+    opaque: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -56,7 +57,6 @@ struct PlaceJson<'a> {
 pub(super) fn run(args: &MapArgs, out: &mut dyn Write) -> Result<(), Error> {
     let map = probe::map(&args.volume, &layers(&args.identity)?)
         .map_err(|why| Error::caused(ErrorKind::Volume, "cannot map", why))?;
-    let extents = extents(&map);
     if args.json {
         let stores = map.graph.stores().iter().map(|store| StoreJson {
             identity: store.identity.as_str(),
@@ -69,18 +69,21 @@ pub(super) fn run(args: &MapArgs, out: &mut dyn Write) -> Result<(), Error> {
             size: map.size,
             warning: WARNING,
             stores: stores.collect(),
-            extents,
+            extents: &map,
         };
         return print_json(out, &volume);
     }
     tracing::info!("{WARNING}");
-    extents
-        .iter()
-        .try_for_each(|extent| print(extent, out))
+    map.extents()
+        .try_for_each(|extent| print(&extent_json(&map, extent), out))
         .map_err(unprintable)
 }
 
-fn extents(map: &VolumeMap) -> Vec<ExtentJson<'_>> {
+fn serialize_extents<S: Serializer>(map: &VolumeMap, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(map.extents().map(|extent| extent_json(map, extent)))
+}
+
+fn extent_json(map: &VolumeMap, extent: MappedExtent) -> ExtentJson<'_> {
     let place = |place: &Place| {
         let store = map.graph.store(place.store);
         PlaceJson {
@@ -89,7 +92,7 @@ fn extents(map: &VolumeMap) -> Vec<ExtentJson<'_>> {
             offset: place.offset,
         }
     };
-    let extents = map.extents.iter().map(|extent| ExtentJson {
+    ExtentJson {
         offset: extent.range.start(),
         length: extent.range.len(),
         content: match extent.content {
@@ -99,9 +102,8 @@ fn extents(map: &VolumeMap) -> Vec<ExtentJson<'_>> {
         },
         chain: extent.chain.iter().map(place).collect(),
         direct: extent.opaque.is_none(),
-        opaque: extent.opaque.as_deref(),
-    });
-    extents.collect()
+        opaque: extent.opaque,
+    }
 }
 
 /// `OFFSET LENGTH CONTENT KIND STORE@OFFSET > … [(reason)]`

@@ -43,8 +43,8 @@ fn unprintable(error: std::io::Error) -> Error {
 
 /// One JSON object on one line.
 fn print_json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<(), Error> {
-    let text = serde_json::to_string(value).map_err(|error| unprintable(error.into()))?;
-    writeln!(out, "{text}").map_err(unprintable)
+    serde_json::to_writer(&mut *out, value).map_err(|error| unprintable(error.into()))?;
+    writeln!(out).map_err(unprintable)
 }
 
 /// An agent that answers something else than what was asked.

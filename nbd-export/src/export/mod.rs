@@ -15,7 +15,6 @@ mod live;
 mod model;
 mod origin;
 mod pieces;
-mod reach;
 #[cfg(test)]
 pub(crate) mod scripted;
 mod tag;

@@ -3,11 +3,10 @@
 use uuid::Uuid;
 use volmap::frozen::StatusExtent;
 use volmap::map::Content;
-use volmap::store::{Below, Place, StoreGraph, StoreId};
+use volmap::store::{Below, Place, Reach, StoreGraph, StoreId};
 
 use super::limits::STRETCHES_MAX;
 use super::model::{BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus};
-use super::reach::Reach;
 use crate::proto::Descriptor;
 
 /// Set in a status that carries an address; the other bits are the address.
@@ -296,18 +295,13 @@ fn cut(descriptors: &mut Vec<Descriptor>, covered: u64) {
 /// Every store at every depth that a chain can meet it at, uppermost first.
 fn depths(graph: &StoreGraph) -> Vec<(usize, StoreId)> {
     let below = |id: StoreId| -> Vec<StoreId> {
-        match &graph.store(id).below {
-            Below::Segments(segments) => {
-                let mut found: Vec<StoreId> = Vec::new();
-                for segment in segments {
-                    if !found.contains(&segment.below.store) {
-                        found.push(segment.below.store);
-                    }
-                }
-                found
+        let mut found: Vec<StoreId> = Vec::new();
+        for store in graph.store(id).below.stores() {
+            if !found.contains(&store) {
+                found.push(store);
             }
-            Below::Disk | Below::Opaque(_) => Vec::new(),
         }
+        found
     };
     let children: Vec<Vec<StoreId>> = graph.ids().map(below).collect();
     let mut level: Vec<StoreId> = graph

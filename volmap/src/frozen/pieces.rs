@@ -2,7 +2,7 @@
 
 use crate::map::{Content, ContentMap};
 use crate::range::ByteRange;
-use crate::store::{Place, StoreGraph, StoreId};
+use crate::store::{Place, Reach, StoreGraph, StoreId};
 
 /// A stretch of one content, all of it with a location or none of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,6 +14,7 @@ pub(super) struct Piece {
 
 /// The content map, cut where data begins or ceases to have a location on a disk.
 pub(super) fn pieces(graph: &StoreGraph, top: StoreId, content: &ContentMap, direct: bool) -> Vec<Piece> {
+    let reach = Reach::of(graph);
     let mut pieces: Vec<Piece> = Vec::new();
     for extent in content.extents() {
         if extent.content != Content::Data || !direct {
@@ -30,9 +31,8 @@ pub(super) fn pieces(graph: &StoreGraph, top: StoreId, content: &ContentMap, dir
                 store: top,
                 offset: at,
             };
-            let resolved = graph.resolve(place, extent.range.end() - at);
-            let located = resolved.disk().is_some();
-            let end = at + resolved.len;
+            let (located, len) = reach.at(place, extent.range.end() - at);
+            let end = at + len;
             match pieces.last_mut() {
                 Some(last)
                     if last.content == Content::Data && last.located == located && last.range.end() == at =>

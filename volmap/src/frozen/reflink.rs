@@ -1,4 +1,4 @@
-//! `reflink`: a clone of an image file that shares its blocks (XFS). The volume itself is written to as before.
+//! `reflink`: a clone of an image file that shares its blocks (XFS, btrfs). The volume itself is written to as before.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -95,6 +95,10 @@ pub(crate) fn take(
         kept: false,
         note,
     };
+    // btrfs shares nothing between a file that is overwritten in place and one that is not.
+    if inode_flags::get(source).is_ok_and(inode_flags::InodeFlags::is_nocow) {
+        inode_flags::set_nocow(&new.open).map_err(failed)?;
+    }
     clone::clone_file(source, &new.open).map_err(|error| match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL | libc::ENOSYS) => {
             FreezeError::CloneUnsupported {

@@ -134,10 +134,11 @@ impl<'a> StillFile<'a> {
         };
         let mut graph = StoreGraph::new();
         let mut mapping = layers
-            .map(&mut graph, self.hold.file(), self.path)
+            .map_still(&mut graph, self.hold.file(), self.path)
             .map_err(not_mapped)?;
         if let Some(refusal) = refusal
             && graph.reaches_disk()
+            && !mapping.notices_moves
         {
             tracing::warn!(volume = %self.path.display(), reason = %refusal, "no direct reads of this frozen image");
             let top = graph.store(mapping.top).clone();

@@ -41,7 +41,9 @@ pub(super) struct FileSystem {
 pub(super) enum Refusal {
     #[error("{0} has addresses of its own between its files and its devices, which are not understood")]
     Type(&'static str),
-    #[error("only XFS and ext4 are understood, not a file system of type {0:#x}")]
+    #[error("on btrfs what is overwritten moves, so only a file that nobody writes to is followed")]
+    Moves,
+    #[error("only XFS, ext4 and btrfs are understood, not a file system of type {0:#x}")]
     Number(i64),
     #[error("its file system is mounted as '{0}', and only 'xfs' and 'ext4' are understood")]
     MountType(String),
@@ -75,7 +77,7 @@ impl FileSystem {
         let kind = match file_system::of(file)?.kind {
             FileSystemType::Xfs => Kind::Xfs,
             FileSystemType::Ext => Kind::Ext4,
-            FileSystemType::Btrfs => return Err(Refusal::Type("btrfs")),
+            FileSystemType::Btrfs => return Err(Refusal::Moves),
             FileSystemType::Overlay => return Err(Refusal::Type("overlayfs")),
             FileSystemType::Tmpfs => return Err(Refusal::Type("tmpfs")),
             FileSystemType::Other(number) => return Err(Refusal::Number(number)),

@@ -1,5 +1,6 @@
 //! The map of one volume: what it holds, and the stores under it.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -7,19 +8,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::block_chain::{BlockChain, OpenMapper, segments_within};
+use super::btrfs::{Ground, GroundRefusal};
 use super::declared::Declared;
 use super::device_walk::DeviceWalk;
+use super::disk_identity::AskDisk;
 use super::dm_table::DeviceMapper;
 use super::file_extents::{self, FileExtents};
 use super::file_system::FileSystem;
 use super::sysfs::Sysfs;
-use super::witness::LayerWitness;
+use super::witness::{Fact, LayerWitness};
 use crate::identity::Identity;
 use crate::map::{Content, ContentMap};
 use crate::range::ByteRange;
-use crate::store::{Below, Place, Segment, Store, StoreGraph, StoreId, StoreKind};
+use crate::store::{Below, Place, Reach, Segment, Store, StoreGraph, StoreId, StoreKind};
 use crate::sys::device_mapper::Control;
-use crate::sys::{DeviceNumber, block_device};
+use crate::sys::file_system::{self, FileSystemType};
+use crate::sys::{DeviceNumber, block_device, scsi};
 
 /// Longest part of a file's name in its identity, in bytes: three times as many when encoded.
 const NAME_IN_IDENTITY_MAX: usize = 60;
@@ -48,6 +52,26 @@ pub struct Mapping {
     pub witness: LayerWitness,
     /// What the volume is.
     pub kind: VolumeKind,
+    /// Whether the witness notices every move of the volume's extents, so that no immutable flag is needed.
+    pub notices_moves: bool,
+}
+
+/// What a map is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Its volume is written to where it lies.
+    Rewritten,
+    /// Nobody writes to its volume.
+    Still,
+}
+
+/// What a file on btrfs stands on.
+struct OnBtrfs {
+    store: StoreId,
+    /// Nothing can be changed in its subvolume, so the witness notices whatever is done.
+    is_read_only: bool,
+    /// Why parts of the file system have no location.
+    left_out: Option<GroundRefusal>,
 }
 
 /// Finds the way from volumes down to disks.
@@ -55,6 +79,7 @@ pub struct Layers {
     sysfs: Sysfs,
     declared: Declared,
     open_mapper: Box<OpenMapper>,
+    ask_disk: Box<AskDisk>,
 }
 
 impl Layers {
@@ -67,6 +92,13 @@ impl Layers {
             sysfs: Sysfs::at("/sys"),
             declared: Declared::new(declared)?,
             open_mapper: Box::new(|| Ok(Arc::new(Control::open()?) as Arc<dyn DeviceMapper>)),
+            ask_disk: Box::new(|node, device, page| {
+                let disk = File::open(node)?;
+                if DeviceNumber::from_stat(disk.metadata()?.rdev()) != device {
+                    return Err(io::Error::other(format!("{} is another device", node.display())));
+                }
+                scsi::vital_product_data(&disk, page)
+            }),
         })
     }
 
@@ -99,14 +131,28 @@ impl Layers {
         })
     }
 
-    /// Flushes an open volume and maps it; its stores are added to `graph`. The path serves for labels only.
+    /// Flushes an open volume and maps it; its stores are added to `graph`. The path serves for labels only. The volume may be written to
+    /// by whoever maps it: on a file system that writes elsewhere what is overwritten, it is opaque.
     ///
-    /// A map of a file that somebody can write to or defragment is worth nothing: hold a lease before calling, and check it
+    /// A map of a file that somebody else can write to or defragment is worth nothing: hold a lease before calling, and check it
     /// and the mapping's witness after.
     ///
     /// # Errors
     /// Neither a file nor a block device, or it cannot be read. What cannot be followed is opaque, and no error.
     pub fn map(&self, graph: &mut StoreGraph, file: &File, path: &Path) -> io::Result<Mapping> {
+        self.map_for(Use::Rewritten, graph, file, path)
+    }
+
+    /// As [`map`](Self::map), of a volume that nobody writes to: files on btrfs are followed, too.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn map_still(&self, graph: &mut StoreGraph, file: &File, path: &Path) -> io::Result<Mapping> {
+        self.map_for(Use::Still, graph, file, path)
+    }
+
+    fn map_for(&self, purpose: Use, graph: &mut StoreGraph, file: &File, path: &Path) -> io::Result<Mapping> {
+        let mut notices_moves = false;
         let kind = self.kind(file)?;
         let size = block_device::size(file)?;
         let mut witness = LayerWitness::default();
@@ -118,7 +164,29 @@ impl Layers {
                 let top = self.chain(graph, &mut witness).resolve(device)?;
                 (top, ContentMap::uniform(size, Content::Data))
             }
-            VolumeKind::File => self.map_file(graph, &mut witness, file, path, size)?,
+            VolumeKind::File => {
+                let before = graph.clone();
+                let mut left_out = None;
+                let is_btrfs = file_system::of(file)?.kind == FileSystemType::Btrfs;
+                let ground = if is_btrfs && purpose == Use::Still {
+                    self.btrfs(graph, &mut witness, file)?.map(|found| {
+                        notices_moves = found.is_read_only;
+                        left_out = found.left_out;
+                        found.store
+                    })
+                } else {
+                    self.on_one_device(graph, &mut witness, file)?
+                };
+                let (top, content) = map_file(graph, ground, left_out, file, path, size)?;
+                let store = graph.store(top).clone();
+                if matches!(store.below, Below::Opaque(_)) {
+                    // What the file does not lie on is not under it.
+                    *graph = before;
+                    (graph.add(store), content)
+                } else {
+                    (top, content)
+                }
+            }
         };
         Ok(Mapping {
             size,
@@ -126,6 +194,7 @@ impl Layers {
             content,
             witness,
             kind,
+            notices_moves,
         })
     }
 
@@ -168,6 +237,7 @@ impl Layers {
             sysfs: &self.sysfs,
             declared: &self.declared,
             open_mapper: self.open_mapper.as_ref(),
+            ask_disk: self.ask_disk.as_ref(),
             graph,
             witness,
             mapper: None,
@@ -196,41 +266,62 @@ impl Layers {
         Ok((top, content))
     }
 
-    fn map_file(
+    /// The file system of a file, or why it is not followed.
+    fn on_one_device(
         &self,
         graph: &mut StoreGraph,
         witness: &mut LayerWitness,
         file: &File,
-        path: &Path,
-        size: u64,
-    ) -> io::Result<(StoreId, ContentMap)> {
-        let (content, below) = match FileSystem::of(file, &self.sysfs) {
-            Ok(file_system) => {
-                // The layers are remembered before the extents are read: a change in between is noticed.
-                let store = self.file_system(graph, witness, &file_system)?;
-                let FileExtents { content, located } = file_extents::located(file, size)?;
-                let segments = located.into_iter().map(|l| Segment {
-                    range: l.range,
-                    below: Place {
-                        store,
-                        offset: l.physical,
-                    },
-                });
-                (content, segments_within(graph, segments.collect()))
-            }
-            Err(refusal) => (
-                file_extents::content_only(file, size)?,
-                Below::Opaque(refusal.to_string()),
-            ),
+    ) -> io::Result<Result<StoreId, String>> {
+        match FileSystem::of(file, &self.sysfs) {
+            Ok(found) => self.file_system(graph, witness, &found).map(Ok),
+            Err(refusal) => Ok(Err(refusal.to_string())),
+        }
+    }
+
+    /// The same of btrfs.
+    fn btrfs(
+        &self,
+        graph: &mut StoreGraph,
+        witness: &mut LayerWitness,
+        file: &File,
+    ) -> io::Result<Result<OnBtrfs, String>> {
+        let ground = match Ground::of(file, &self.sysfs) {
+            Ok(ground) => ground,
+            Err(refusal) => return Ok(Err(refusal.to_string())),
         };
-        let top = graph.add(Store {
-            kind: StoreKind::File,
-            identity: file_identity(file, path)?,
-            label: path.display().to_string(),
+        let mut stores = BTreeMap::new();
+        let mut chain = self.chain(graph, witness);
+        for (number, device) in ground.devices() {
+            stores.insert(number, chain.resolve(device)?);
+        }
+        let (pieces, left_out) = ground.pieces(graph, &stores);
+        let uuid = ground.uuid();
+        let size = ground.end();
+        let below = Below::Striped(pieces);
+        // Another file of it may have been mapped when it lay otherwise.
+        let mut name = uuid.to_string();
+        let identity = loop {
+            let identity = Identity::new("btrfs", &name).map_err(io::Error::other)?;
+            match graph.find(StoreKind::FileSystem, &identity) {
+                Some(other) if (&other.below, other.size) != (&below, size) => name.push('.'),
+                _ => break identity,
+            }
+        };
+        let store = graph.add(Store {
+            kind: StoreKind::FileSystem,
+            identity,
+            label: format!("btrfs {uuid}"),
             size,
             below,
         });
-        Ok((top, content))
+        let is_read_only = ground.is_read_only();
+        witness.remember(Fact::Btrfs(Box::new(ground.into_trace())));
+        Ok(Ok(OnBtrfs {
+            store,
+            is_read_only,
+            left_out,
+        }))
     }
 
     fn file_system(
@@ -268,6 +359,52 @@ impl std::fmt::Debug for Layers {
             .field("declared", &self.declared)
             .finish_non_exhaustive()
     }
+}
+
+/// Adds the store of a file, on its file system. The layers below are remembered before the extents are read: a change in between is
+/// noticed.
+fn map_file(
+    graph: &mut StoreGraph,
+    ground: Result<StoreId, String>,
+    left_out: Option<GroundRefusal>,
+    file: &File,
+    path: &Path,
+    size: u64,
+) -> io::Result<(StoreId, ContentMap)> {
+    let (content, below) = match ground {
+        Ok(store) => {
+            let FileExtents { content, located } = file_extents::located(file, size)?;
+            let segments = located.into_iter().map(|l| Segment {
+                range: l.range,
+                below: Place {
+                    store,
+                    offset: l.physical,
+                },
+            });
+            let segments: Vec<Segment> = segments.collect();
+            let below = match left_out {
+                Some(refusal) if !any_reaches(graph, &segments) => Below::Opaque(refusal.to_string()),
+                _ => segments_within(graph, segments),
+            };
+            (content, below)
+        }
+        Err(refusal) => (file_extents::content_only(file, size)?, Below::Opaque(refusal)),
+    };
+    let top = graph.add(Store {
+        kind: StoreKind::File,
+        identity: file_identity(file, path)?,
+        label: path.display().to_string(),
+        size,
+        below,
+    });
+    Ok((top, content))
+}
+
+fn any_reaches(graph: &StoreGraph, segments: &[Segment]) -> bool {
+    let reach = Reach::of(graph);
+    let reaches =
+        |segment: &Segment| reach.at(segment.below, segment.range.len()) != (false, segment.range.len());
+    segments.iter().any(reaches)
 }
 
 /// `file:NAME.MAJOR:MINOR.INODE`: the name for people, the numbers so that two files never share an identity.

@@ -14,7 +14,9 @@
 //! [`Below::Opaque`]: crate::store::Below::Opaque
 
 mod block_chain;
+mod btrfs;
 mod declared;
+mod designators;
 mod device_walk;
 mod disk_identity;
 mod dm_table;

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use uuid::Uuid;
+
 use crate::sys::DeviceNumber;
 
 /// Sysfs counts in these, whatever the block size of the device.
@@ -74,9 +76,22 @@ impl Sysfs {
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Whether a device has a directory of that name, which tells what drives it.
+    /// Whether a device has something of that name, which tells what it is.
     pub(super) fn has(&self, device: DeviceNumber, name: &str) -> bool {
         self.directory(device).join(name).exists()
+    }
+
+    /// Every block device that is no partition.
+    ///
+    /// # Errors
+    /// Sysfs cannot be read.
+    pub(super) fn disks(&self) -> io::Result<Vec<DeviceNumber>> {
+        let mut disks = Vec::new();
+        for entry in fs::read_dir(self.root.join("dev/block"))? {
+            let number = entry?.file_name().to_str().and_then(DeviceNumber::parse);
+            disks.extend(number.filter(|&device| !self.has(device, "partition")));
+        }
+        Ok(disks)
     }
 
     /// The disk that a partition lies on.
@@ -97,6 +112,32 @@ impl Sysfs {
         // A partition has no queue but that of its disk.
         let of_disk = || said(self.disk_of_partition(device).ok()?);
         said(device).or_else(of_disk).is_some_and(|said| said == "1")
+    }
+
+    /// What a btrfs is busy with that nothing else may be done beside: `none`, `balance`, `device replace`.
+    ///
+    /// # Errors
+    /// A kernel before 5.10; or there is no such file system.
+    pub(super) fn exclusive_operation(&self, file_system: Uuid) -> io::Result<String> {
+        let text = fs::read_to_string(self.btrfs(file_system).join("exclusive_operation"))?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// The devices of a btrfs that is mounted.
+    ///
+    /// # Errors
+    /// There is no such file system.
+    pub(super) fn btrfs_devices(&self, file_system: Uuid) -> io::Result<Vec<DeviceNumber>> {
+        let mut devices = Vec::new();
+        for entry in fs::read_dir(self.btrfs(file_system).join("devices"))? {
+            let number = fs::read_to_string(entry?.path().join("dev"))?;
+            devices.extend(DeviceNumber::parse(&number));
+        }
+        Ok(devices)
+    }
+
+    fn btrfs(&self, file_system: Uuid) -> PathBuf {
+        self.root.join("fs/btrfs").join(file_system.to_string())
     }
 
     /// The kernel's name of a device, `sda1`; its number where sysfs has no name.

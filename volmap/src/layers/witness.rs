@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
+use super::btrfs::Trace;
 use super::dm_table::DeviceMapper;
 use super::sysfs::Sysfs;
 use crate::sys::DeviceNumber;
@@ -26,8 +27,16 @@ pub(super) enum Fact {
         status: DeviceStatus,
         table: Vec<TargetLine>,
     },
+    /// What the targets of a device-mapper device say of themselves: whether the legs of a mirror are in sync.
+    TargetStatus {
+        mapper: Arc<dyn DeviceMapper>,
+        device: DeviceNumber,
+        status: Vec<TargetLine>,
+    },
     /// That nothing at all happened to any device-mapper device: a table that was changed and changed back reads the same.
     NoMapperEvents { mapper: Arc<dyn DeviceMapper> },
+    /// What btrfs leaves behind when it moves something.
+    Btrfs(Box<Trace>),
     /// The file and the offset that a loop device shows. Open, so that the device number cannot be used anew.
     Loop {
         device: DeviceNumber,
@@ -92,11 +101,27 @@ impl Fact {
                     Err(format!("the device-mapper device {} changed", status.name))
                 }
             }
+            Self::TargetStatus {
+                mapper,
+                device,
+                status,
+            } => {
+                let what = format_args!("the device-mapper status of {device}");
+                let now = mapper.target_status(*device).map_err(|e| unreadable(&what, e))?;
+                if now.targets == *status {
+                    Ok(())
+                } else {
+                    Err(format!(
+                        "the mirror {device} is not as it was: a leg failed, or is being synchronised"
+                    ))
+                }
+            }
             Self::NoMapperEvents { mapper } => match mapper.events_since_armed() {
                 Ok(false) => Ok(()),
                 Ok(true) => Err("a device-mapper device of this machine was changed".to_owned()),
                 Err(error) => Err(unreadable(&"the device-mapper's event counter", error)),
             },
+            Self::Btrfs(trace) => trace.check(),
             Self::Loop { device, file, status } => {
                 let now = loop_device::status(file)
                     .map_err(|e| unreadable(&format_args!("the backing file of loop device {device}"), e))?;

@@ -15,6 +15,7 @@ const FS_COMPR_FL: u32 = 0x4;
 const FS_IMMUTABLE_FL: u32 = 0x10;
 const FS_ENCRYPT_FL: u32 = 0x800;
 const FS_JOURNAL_DATA_FL: u32 = 0x4000;
+const FS_NOCOW_FL: u32 = 0x80_0000;
 const FS_XFLAG_REALTIME: u32 = 0x1;
 
 /// The flags of `chattr`, as the file system gives them.
@@ -30,6 +31,11 @@ impl InodeFlags {
     /// Data goes through the journal of ext4 (`chattr +j`).
     pub fn journals_data(self) -> bool {
         self.0 & FS_JOURNAL_DATA_FL != 0
+    }
+
+    /// Overwrites of unshared blocks happen in place, and without checksums, on a file system that else writes elsewhere (`chattr +C`).
+    pub fn is_nocow(self) -> bool {
+        self.0 & FS_NOCOW_FL != 0
     }
 
     /// What lies on the disk is ciphertext.
@@ -59,12 +65,20 @@ pub fn get(file: &File) -> io::Result<InodeFlags> {
 /// # Errors
 /// `PermissionDenied`: wants `CAP_LINUX_IMMUTABLE`. `ENOTTY` or `EOPNOTSUPP`: the file system has no such flag.
 pub fn set_immutable(file: &File, immutable: bool) -> io::Result<()> {
+    set(file, FS_IMMUTABLE_FL, immutable)
+}
+
+/// Has overwrites happen in place from now on (`chattr +C`). For empty files.
+///
+/// # Errors
+/// `ENOTTY` or `EOPNOTSUPP`: the file system has no such flag.
+pub fn set_nocow(file: &File) -> io::Result<()> {
+    set(file, FS_NOCOW_FL, true)
+}
+
+fn set(file: &File, flag: u32, on: bool) -> io::Result<()> {
     let InodeFlags(old) = get(file)?;
-    let new = if immutable {
-        old | FS_IMMUTABLE_FL
-    } else {
-        old & !FS_IMMUTABLE_FL
-    };
+    let new = if on { old | flag } else { old & !flag };
     let mut argument = [new, 0];
     // SAFETY: the kernel reads an int, though the request number says long; there is room for either.
     unsafe { ioctl::with_argument(file, FS_IOC_SETFLAGS, &mut argument) }.map(drop)

@@ -11,6 +11,7 @@
 )]
 
 pub mod block_device;
+pub mod btrfs;
 pub mod clone;
 pub mod device_mapper;
 mod device_number;
@@ -22,5 +23,6 @@ mod ioctl;
 pub mod lease;
 pub mod loop_device;
 pub mod page_cache;
+pub mod scsi;
 
 pub use device_number::DeviceNumber;

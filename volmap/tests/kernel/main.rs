@@ -6,6 +6,7 @@
 )]
 
 mod attacks;
+mod btrfs;
 mod cow;
 mod devices;
 mod fidelity;

@@ -17,6 +17,7 @@ use volmap::identity::Identity;
 use volmap::layers::Layers;
 use volmap::map::Content;
 use volmap::range::ByteRange;
+use volmap::store::Place;
 
 const BLOCK: usize = 4096;
 
@@ -141,43 +142,60 @@ impl Rig {
 
     /// Reads the frozen image as a proxy does, straight from the LUN where it may; gives the bytes and how many of them were direct.
     pub(crate) fn read_as_proxy(&self, image: &dyn FrozenImage) -> (Vec<u8>, usize) {
-        let lun = Lun::open(&self.lun);
-        let mut bytes = Vec::new();
-        let mut direct = 0;
-        for extent in whole_status(image) {
-            let start = usize::try_from(extent.range.start()).unwrap();
-            let len = usize::try_from(extent.range.len()).unwrap();
-            assert_eq!(start, bytes.len(), "status leaves no gaps");
-            match (extent.content, extent.place) {
-                (Content::Zero | Content::Hole, place) => {
-                    assert_eq!(place, None);
-                    bytes.resize(start + len, 0);
+        read_from_luns(image, &[("id:lun0", &self.lun)])
+    }
+}
+
+/// Reads a frozen image as a proxy does that has several LUNs, by identity.
+pub(crate) fn read_from_luns(image: &dyn FrozenImage, luns: &[(&str, &Path)]) -> (Vec<u8>, usize) {
+    let luns: Vec<(&str, Lun)> = luns.iter().map(|(name, path)| (*name, Lun::open(path))).collect();
+    let mut bytes = Vec::new();
+    let mut direct = 0;
+    for extent in whole_status(image) {
+        let start = usize::try_from(extent.range.start()).unwrap();
+        let len = usize::try_from(extent.range.len()).unwrap();
+        assert_eq!(start, bytes.len(), "status leaves no gaps");
+        match (extent.content, extent.place) {
+            (Content::Zero | Content::Hole, place) => {
+                assert_eq!(place, None);
+                bytes.resize(start + len, 0);
+            }
+            (Content::Data, None) => {
+                assert!(!extent.generation.is_direct());
+                bytes.resize(start + len, 0);
+                image.read_at(extent.range.start(), &mut bytes[start..]).unwrap();
+            }
+            (Content::Data, Some(place)) => {
+                assert!(extent.generation.is_direct());
+                for (place, len) in disk_places(image, place, extent.range.len()) {
+                    let identity = image.graph().store(place.store).identity.as_str();
+                    let (_, lun) = luns
+                        .iter()
+                        .find(|(name, _)| *name == identity)
+                        .expect("a known LUN");
+                    bytes.extend(lun.read(place.offset, usize::try_from(len).unwrap()));
                 }
-                (Content::Data, None) => {
-                    assert!(!extent.generation.is_direct());
-                    bytes.resize(start + len, 0);
-                    image.read_at(extent.range.start(), &mut bytes[start..]).unwrap();
-                }
-                (Content::Data, Some(place)) => {
-                    assert!(extent.generation.is_direct());
-                    let mut done = 0;
-                    while done < extent.range.len() {
-                        let at = volmap::store::Place {
-                            offset: place.offset + done,
-                            ..place
-                        };
-                        let resolved = image.graph().resolve(at, extent.range.len() - done);
-                        let disk = resolved.disk().expect("a place leads to a disk");
-                        assert_eq!(image.graph().store(disk.store).identity.as_str(), "id:lun0");
-                        bytes.extend(lun.read(disk.offset, usize::try_from(resolved.len).unwrap()));
-                        done += resolved.len;
-                    }
-                    direct += len;
-                }
+                direct += len;
             }
         }
-        (bytes, direct)
     }
+    (bytes, direct)
+}
+
+/// Where the bytes of an extent lie on disks.
+pub(crate) fn disk_places(image: &dyn FrozenImage, place: Place, len: u64) -> Vec<(Place, u64)> {
+    let mut places = Vec::new();
+    let mut done = 0;
+    while done < len {
+        let at = Place {
+            offset: place.offset + done,
+            ..place
+        };
+        let resolved = image.graph().resolve(at, len - done);
+        places.push((resolved.disk().expect("a place leads to a disk"), resolved.len));
+        done += resolved.len;
+    }
+    places
 }
 
 impl Drop for Rig {
@@ -271,17 +289,17 @@ pub(crate) fn path(path: &Path) -> &str {
 }
 
 /// The shared disk as the proxy has it: O_DIRECT, read-only.
-struct Lun(File);
+pub(crate) struct Lun(File);
 
 impl Lun {
-    fn open(path: &Path) -> Self {
+    pub(crate) fn open(path: &Path) -> Self {
         let mut options = OpenOptions::new();
         options.read(true);
         let direct = options.clone().custom_flags(libc::O_DIRECT).open(path);
         Self(direct.or_else(|_: io::Error| options.open(path)).unwrap())
     }
 
-    fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let before = usize::try_from(offset).unwrap() % BLOCK;
         let size = (before + len).next_multiple_of(BLOCK);
         let mut buffer = vec![0; size + BLOCK];

@@ -1,13 +1,9 @@
-//! Stores, and the graph that leads from a frozen image down to its disks.
-//!
-//! A chain of extents is found by walking: a [`Place`] in one store falls into a [`Segment`] of that store, which
-//! names a place in the store below, until a disk is reached. Whatever is not understood ends the walk in
-//! [`Below::Opaque`], and the bytes are then read over NBD.
+//! Stores, what lies under them, and the walk down.
 
 use std::fmt;
 
+use super::{Segment, Stripes};
 use crate::identity::Identity;
-use crate::range::ByteRange;
 
 /// Index of a store in its [`StoreGraph`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -60,15 +56,6 @@ impl StoreKind {
     }
 }
 
-/// One linear piece of a store: `range` of it lies at `offset` of the store `below`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Segment {
-    /// Bytes of the upper store.
-    pub range: ByteRange,
-    /// Where its first byte lies.
-    pub below: Place,
-}
-
 /// What lies under a store.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Below {
@@ -76,8 +63,75 @@ pub enum Below {
     Disk,
     /// Sorted, disjoint segments; between them the store has no location.
     Segments(Vec<Segment>),
+    /// The same of pieces that are dealt out over several places each.
+    Striped(Vec<Stripes>),
     /// Not understood or not allowed to be mapped, with the reason for the operator.
     Opaque(String),
+}
+
+/// Where a byte of a store leads.
+enum Step {
+    /// To a place below, from where on this many bytes lie in one piece.
+    Down(Place, u64),
+    /// Nowhere, and so do this many bytes.
+    Gap(u64),
+}
+
+impl Below {
+    /// Every store that a piece lies on; more than once, where several do.
+    pub fn stores(&self) -> impl Iterator<Item = StoreId> {
+        let (segments, striped): (&[Segment], &[Stripes]) = match self {
+            Self::Segments(segments) => (segments, &[]),
+            Self::Striped(pieces) => (&[], pieces),
+            Self::Disk | Self::Opaque(_) => (&[], &[]),
+        };
+        let of_segments = segments.iter().map(|s| s.below.store);
+        let of_stripes = striped.iter().flat_map(|p| p.columns().map(|(store, _)| store));
+        of_segments.chain(of_stripes)
+    }
+
+    fn is_sorted(&self) -> bool {
+        match self {
+            Self::Segments(segments) => segments
+                .windows(2)
+                .all(|pair| pair[0].range.end() <= pair[1].range.start()),
+            Self::Striped(pieces) => pieces
+                .windows(2)
+                .all(|pair| pair[0].range().end() <= pair[1].range().start()),
+            Self::Disk | Self::Opaque(_) => true,
+        }
+    }
+
+    /// The piece of a byte, if there is one.
+    fn step(&self, offset: u64) -> Step {
+        let gap = |start: Option<u64>| Step::Gap(start.map_or(u64::MAX, |start| start - offset));
+        match self {
+            Self::Segments(segments) => {
+                let next = segments.partition_point(|s| s.range.end() <= offset);
+                match segments.get(next) {
+                    Some(segment) if segment.range.contains(offset) => {
+                        let below = Place {
+                            store: segment.below.store,
+                            offset: segment.below.offset + (offset - segment.range.start()),
+                        };
+                        Step::Down(below, segment.range.end() - offset)
+                    }
+                    behind => gap(behind.map(|s| s.range.start())),
+                }
+            }
+            Self::Striped(pieces) => {
+                let next = pieces.partition_point(|p| p.range().end() <= offset);
+                match pieces.get(next) {
+                    Some(piece) if piece.range().contains(offset) => {
+                        let (below, run) = piece.locate(offset);
+                        Step::Down(below, run)
+                    }
+                    behind => gap(behind.map(|p| p.range().start())),
+                }
+            }
+            Self::Disk | Self::Opaque(_) => gap(None),
+        }
+    }
 }
 
 /// One thing in a chain that holds extents.
@@ -132,25 +186,18 @@ impl StoreGraph {
     /// Adds a store, or finds the one that is already there under the same identity and kind.
     ///
     /// # Panics
-    /// A segment of the store names a store that is not in the graph yet, segments overlap, or there are more than
+    /// A piece of the store names a store that is not in the graph yet, pieces overlap, or there are more than
     /// 65,535 stores: mistakes of the caller.
     pub fn add(&mut self, store: Store) -> StoreId {
         let known = self
             .stores
             .iter()
             .position(|s| s.identity == store.identity && s.kind == store.kind);
-        if let Below::Segments(segments) = &store.below {
-            assert!(
-                segments.iter().all(|s| s.below.store.index() < self.stores.len()),
-                "lower stores come first"
-            );
-            assert!(
-                segments
-                    .windows(2)
-                    .all(|pair| pair[0].range.end() <= pair[1].range.start()),
-                "segments are sorted and disjoint"
-            );
-        }
+        assert!(
+            store.below.stores().all(|id| id.index() < self.stores.len()),
+            "lower stores come first"
+        );
+        assert!(store.below.is_sorted(), "pieces are sorted and disjoint");
         let index = known.unwrap_or_else(|| {
             self.stores.push(store);
             self.stores.len() - 1
@@ -212,24 +259,18 @@ impl StoreGraph {
                     resolved.opaque = Some(reason.clone());
                     return resolved;
                 }
-                Below::Segments(segments) => {
-                    let next = segments.partition_point(|s| s.range.end() <= at.offset);
-                    let Some(segment) = segments.get(next) else {
-                        resolved.opaque = Some(format!("{} has no location here", store.identity));
-                        return resolved;
-                    };
-                    if !segment.range.contains(at.offset) {
-                        resolved.len = resolved.len.min(segment.range.start() - at.offset);
+                Below::Segments(_) | Below::Striped(_) => match store.below.step(at.offset) {
+                    Step::Down(below, run) => {
+                        resolved.len = resolved.len.min(run);
+                        resolved.chain.push(below);
+                        at = below;
+                    }
+                    Step::Gap(run) => {
+                        resolved.len = resolved.len.min(run);
                         resolved.opaque = Some(format!("{} has no location here", store.identity));
                         return resolved;
                     }
-                    resolved.len = resolved.len.min(segment.range.end() - at.offset);
-                    at = Place {
-                        store: segment.below.store,
-                        offset: segment.below.offset + (at.offset - segment.range.start()),
-                    };
-                    resolved.chain.push(at);
-                }
+                },
             }
         }
     }
@@ -241,21 +282,10 @@ impl fmt::Display for StoreKind {
     }
 }
 
-/// Joins segments that continue each other in both address spaces, so that equal mappings compare equal.
-pub fn normalise_segments(segments: &mut Vec<Segment>) {
-    segments.dedup_by(|next, kept| {
-        let gap_free = kept.range.end() == next.range.start() && kept.below.store == next.below.store;
-        let joins = gap_free && kept.below.offset + kept.range.len() == next.below.offset;
-        if joins && let Some(joined) = ByteRange::from_bounds(kept.range.start(), next.range.end()) {
-            kept.range = joined;
-        }
-        joins
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::range::ByteRange;
 
     fn store(kind: StoreKind, name: &str, size: u64, below: Below) -> Store {
         Store {
@@ -379,27 +409,6 @@ mod tests {
                 )
                 .disk()
                 .is_none()
-        );
-    }
-
-    #[test]
-    fn neighbours_join_only_where_both_sides_continue() {
-        let mut graph = StoreGraph::new();
-        let disk = graph.add(store(StoreKind::Disk, "d", 10_000, Below::Disk));
-        let mut segments = vec![
-            segment(0, 10, disk, 0),
-            segment(10, 10, disk, 10),
-            segment(20, 10, disk, 50),
-            segment(40, 1, disk, 60),
-        ];
-        normalise_segments(&mut segments);
-        assert_eq!(
-            segments,
-            [
-                segment(0, 20, disk, 0),
-                segment(20, 10, disk, 50),
-                segment(40, 1, disk, 60)
-            ]
         );
     }
 }
