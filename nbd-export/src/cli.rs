@@ -128,8 +128,8 @@ pub struct ServeArgs {
     /// How volumes are frozen.
     #[arg(long, value_enum, value_name = "METHOD", default_value = "auto")]
     pub freeze: FreezeMethod,
-    /// How large the snapshot of a logical volume is: bytes, K, M, G, T, or hundredths of the volume as 15%. A tenth of the volume if
-    /// not given, at least 64M. It has to hold what is overwritten while it lives; when it is full, the frozen image is gone.
+    /// How large the snapshot of a logical volume is: bytes, K, M, G, T, or how much of the volume it can keep, as 15%; 10% if not given,
+    /// at least 64M. It keeps what is overwritten while it lives; when it is full, the frozen image is gone.
     #[arg(long, value_name = "SIZE|PERCENT%")]
     pub snapshot_size: Option<String>,
     /// Do not freeze volumes at start, only on request.

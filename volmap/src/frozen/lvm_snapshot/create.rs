@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
+use super::exception_store::Geometry;
 use super::image::{LvmSnapshotImage, Snapshot};
 use super::kernel::KernelSnapshot;
 use super::{METHOD, STRENGTH};
@@ -29,15 +30,14 @@ pub enum SnapshotSize {
 }
 
 impl SnapshotSize {
-    /// Bytes for an origin of `size` bytes, none asked for: a tenth, within what is of use.
-    fn bytes(wanted: Option<Self>, size: u64) -> u64 {
-        let most = size.max(COPY_UNIT);
+    /// Bytes for an origin of `size` bytes; none asked for: a tenth of it can be overwritten, within what is of use. All of it is
+    /// enough for any writer.
+    fn bytes(wanted: Option<Self>, size: u64, geometry: Geometry) -> u64 {
+        let hundredths = |n: u8| size / 100 * u64::from(n) + size % 100 * u64::from(n) / 100;
         match wanted {
             Some(Self::Bytes(bytes)) => bytes,
-            Some(Self::Percent(percent)) => {
-                size / 100 * u64::from(percent) + size % 100 * u64::from(percent) / 100
-            }
-            None => (size / 10).max(COPY_AREA_DEFAULT_MIN).min(most),
+            Some(Self::Percent(percent)) => geometry.size_for(hundredths(percent)),
+            None => geometry.size_for(hundredths(10).max(COPY_AREA_DEFAULT_MIN).min(size)),
         }
     }
 }
@@ -86,7 +86,7 @@ pub(crate) fn freeze(
         .map_err(by_lvm)?
         .ok_or_else(|| unfit("it is no logical volume"))?;
     fits(&origin).map_err(unfit)?;
-    let wanted = SnapshotSize::bytes(size, origin.size);
+    let wanted = SnapshotSize::bytes(size, origin.size, Geometry::ours());
     if wanted > origin.group_free {
         return Err(FreezeError::NoRoom {
             path: path.to_owned(),
@@ -131,15 +131,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_is_as_large_as_asked_or_a_tenth() {
+    fn a_snapshot_is_as_large_as_asked_or_can_keep_a_tenth() {
         const GIB: u64 = 1 << 30;
-        let bytes = SnapshotSize::bytes;
+        let bytes = |wanted, size| SnapshotSize::bytes(wanted, size, Geometry::ours());
+        // What is kept, the header, and an area for each 4096 chunks.
+        let keeps =
+            |data: u64| (data.div_ceil(COPY_UNIT) + 1 + data.div_ceil(COPY_UNIT) / 4096 + 1) * COPY_UNIT;
         assert_eq!(bytes(Some(SnapshotSize::Bytes(5)), GIB), 5);
-        assert_eq!(bytes(Some(SnapshotSize::Percent(25)), 4 * GIB), GIB);
-        assert_eq!(bytes(Some(SnapshotSize::Percent(100)), u64::MAX), u64::MAX);
-        assert_eq!(bytes(None, 100 * GIB), 10 * GIB);
-        assert_eq!(bytes(None, GIB), GIB / 10);
-        assert_eq!(bytes(None, 200 << 20), COPY_AREA_DEFAULT_MIN);
-        assert_eq!(bytes(None, 32 << 20), 32 << 20);
+        assert_eq!(bytes(Some(SnapshotSize::Percent(25)), 4 * GIB), keeps(GIB));
+        assert_eq!(bytes(Some(SnapshotSize::Percent(100)), GIB), keeps(GIB));
+        assert_eq!(bytes(None, 100 * GIB), keeps(10 * GIB));
+        assert_eq!(bytes(None, GIB), keeps(GIB / 10));
+        assert_eq!(bytes(None, 200 << 20), keeps(COPY_AREA_DEFAULT_MIN));
+        assert_eq!(bytes(None, 32 << 20), keeps(32 << 20));
     }
 }

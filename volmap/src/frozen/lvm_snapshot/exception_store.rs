@@ -11,6 +11,7 @@
 
 use std::io;
 
+use crate::limits::COPY_UNIT;
 use crate::storage::AlignedBuffer;
 
 /// Sectors are of 512 bytes in everything that the kernel tells.
@@ -63,6 +64,11 @@ impl Geometry {
         fits.then_some(Self { chunk })
     }
 
+    /// Of the snapshots that we make.
+    pub(super) fn ours() -> Self {
+        Self { chunk: COPY_UNIT }
+    }
+
     /// Bytes of a chunk.
     pub(super) fn chunk(self) -> u64 {
         self.chunk
@@ -86,6 +92,13 @@ impl Geometry {
     pub(super) fn data_chunk(self, index: u64) -> u64 {
         let (area, in_area) = (index / self.entries_per_area(), index % self.entries_per_area());
         self.area_chunk(area) + 1 + in_area
+    }
+
+    /// Bytes of a store that can keep `data` bytes of old data in whole chunks, header and areas included.
+    pub(super) fn size_for(self, data: u64) -> u64 {
+        // When an area is full the next one has to be there, if only to be empty.
+        self.data_chunk(data.div_ceil(self.chunk))
+            .saturating_mul(self.chunk)
     }
 
     /// How many copies have begun when the status says that so many sectors are allocated: header, areas, data, and the area that

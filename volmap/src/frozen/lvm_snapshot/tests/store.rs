@@ -45,6 +45,19 @@ fn the_log_goes_on_in_the_next_area() {
 }
 
 #[test]
+fn a_store_for_all_of_a_volume_is_never_too_small() {
+    for chunks in [1u64, 255, 256, 257, 512] {
+        let store = geometry().size_for(chunks * CHUNK) / CHUNK;
+        let world = World::new(chunks, store, Box::new(Nobody));
+        for chunk in 0..chunks {
+            world.write(chunk);
+        }
+        assert!(matches!(world.sample(), Ok(Sample::Allocated(_))), "{chunks}");
+        assert_eq!(read_all(&world).len() as u64, chunks);
+    }
+}
+
+#[test]
 fn the_place_of_every_entry_is_that_of_the_kernel() {
     // LVM's largest chunks that we ask for: 4096 entries an area.
     let geometry = Geometry::new(COPY_UNIT / 512).unwrap();
