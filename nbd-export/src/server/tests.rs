@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use volmap::frozen::FrozenImage;
 use volmap::range::ByteRange;
 
-use super::limits::{BLOCKING_MAX, BYTES_MAX, HANDSHAKES_MAX, Limits};
+use super::limits::{BLOCKING_MAX, BYTES_MAX, HANDSHAKES_MAX, Limits, PATIENCE, ROUNDS};
 use super::{Client, Exports, Found, Offer, Server};
 use crate::config::Listener;
 use crate::export::{
@@ -787,6 +787,26 @@ async fn a_client_that_never_pauses_does_not_put_off_a_shutdown() {
         .await
         .expect("the server ends")
         .unwrap();
+}
+
+/// The thread of a busy connection waits for the next request in a system call, and looks up from it every few rounds.
+#[tokio::test]
+async fn a_client_that_asks_just_in_time_is_told_of_a_shutdown_soon() {
+    let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
+    let mut server = Running::start(export, Slow::new(Duration::ZERO)).await;
+    let mut session = server
+        .session("e", HeaderStyle::Structured, &["base:allocation"])
+        .await;
+    for _ in 0..20 {
+        session.ask(&status(0, MIB)).await.unwrap();
+    }
+    server.stop();
+    let mut answered = 0;
+    while session.ask(&status(0, MIB)).await.is_ok() {
+        answered += 1;
+        tokio::time::sleep(PATIENCE / 10).await;
+    }
+    assert!(answered < 2 * ROUNDS, "{answered} requests");
 }
 
 #[tokio::test]

@@ -92,9 +92,10 @@ async fn nothing_more_is_sent_of_an_image_that_is_gone() {
     session.stream.read_exact(&mut [0; 4096]).await.unwrap();
     image.thaw();
     let mut heard = Vec::new();
-    session.stream.read_to_end(&mut heard).await.unwrap();
+    let mut to_the_end = session.stream.take(8 << 20);
+    to_the_end.read_to_end(&mut heard).await.unwrap();
     // What the socket had taken before, and no whole reply.
-    assert!(heard.len() < 8 << 20, "{} bytes", heard.len());
+    assert!(heard.len() < 8 << 20, "it goes on");
     // Others are told.
     let mut next = server.session("e", HeaderStyle::Structured, &[]).await;
     assert_eq!(
