@@ -9,7 +9,7 @@ use volmap::map::Content;
 use volmap::range::ByteRange;
 
 use super::limits::{DIRECT_ROUNDS, LONGEST_DIRECT_READ, LONGEST_NBD_READ, NBD_READS_IN_FLIGHT};
-use super::luns::{Luns, random_below};
+use super::luns::Luns;
 use super::source::{FrozenSource, generations_whole, map_whole};
 use super::tally::Tally;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,7 +28,7 @@ pub struct FetchPolicy {
 
 /// A batch whose every byte is confirmed.
 #[derive(Debug)]
-pub(super) struct Fetched {
+pub struct Fetched {
     /// The runs of leaves of the batch, with their plain bytes where they hold data.
     pub stretches: Vec<FetchedStretch>,
     /// What the batch's range holds and how it was got, in order, exactly once.
@@ -39,7 +39,7 @@ pub(super) struct Fetched {
 
 /// A run of leaves.
 #[derive(Debug)]
-pub(super) struct FetchedStretch {
+pub struct FetchedStretch {
     /// Whole leaves of the volume.
     pub range: ByteRange,
     /// The bytes of the range; `None`: all of it is zero.
@@ -363,7 +363,7 @@ impl<'a, S: FrozenSource> Work<'a, S> {
             reason = "a random number below a million is exact"
         )]
         let chosen = |_: &ByteRange| {
-            (random_below(MILLION) as f64) < self.policy.audit_percent / 100.0 * MILLION as f64
+            (self.luns.random().below(MILLION) as f64) < self.policy.audit_percent / 100.0 * MILLION as f64
         };
         let sampled = pieces
             .flat_map(|p| parts(p.extent.range, LONGEST_NBD_READ))

@@ -3,13 +3,13 @@
 //! Two proofs: frozen extents read both ways must be equal, and a nonce that the host just wrote for us must be found on
 //! the LUN. Only the second tells a clone from the disk.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{Mutex, Semaphore};
 use volmap::range::ByteRange;
 
 use super::limits::DIRECT_READS_IN_FLIGHT;
+use super::random::Random;
 use super::source::{FrozenSource, generations_whole};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::mapped::{MappedExtent, unconfirmed};
@@ -27,7 +27,7 @@ const SAMPLE_WINDOW: u64 = 1 << 30;
 
 /// One LUN and what is known of it.
 struct LunSlot {
-    lun: Arc<Lun>,
+    lun: Lun,
     state: Mutex<Proof>,
     /// Searches of the whole volume so far.
     searches: AtomicU32,
@@ -57,6 +57,7 @@ impl Proof {
 pub struct Luns {
     slots: Vec<LunSlot>,
     in_flight: Semaphore,
+    random: Random,
 }
 
 impl Luns {
@@ -65,7 +66,7 @@ impl Luns {
         let slots = luns
             .into_iter()
             .map(|lun| LunSlot {
-                lun: Arc::new(lun),
+                lun,
                 state: Mutex::default(),
                 searches: AtomicU32::new(0),
             })
@@ -73,7 +74,19 @@ impl Luns {
         Self {
             slots,
             in_flight: Semaphore::new(DIRECT_READS_IN_FLIGHT),
+            random: Random::of_the_system(),
         }
+    }
+
+    /// The same, with random choices that can be repeated.
+    #[must_use]
+    pub fn choosing_by(self, random: Random) -> Self {
+        Self { random, ..self }
+    }
+
+    /// What random choices are made by.
+    pub(super) fn random(&self) -> &Random {
+        &self.random
     }
 
     /// The LUN with a number.
@@ -83,7 +96,7 @@ impl Luns {
 
     /// Every LUN.
     pub fn all(&self) -> impl Iterator<Item = &Lun> {
-        self.slots.iter().map(|slot| &*slot.lun)
+        self.slots.iter().map(|slot| &slot.lun)
     }
 
     /// What is proven of every LUN by now.
@@ -100,16 +113,13 @@ impl Luns {
         self.slots[usize::from(disk)].state.lock().await.tagged = true;
     }
 
-    /// Reads from a LUN on a blocking thread; reads in flight are bounded over all LUNs.
+    /// Reads from a LUN; reads in flight are bounded over all LUNs.
     ///
     /// # Errors
     /// What the system says of the read.
     pub async fn read(&self, disk: u16, range: ByteRange) -> std::io::Result<LunBytes> {
         let _permit = self.in_flight.acquire().await.map_err(std::io::Error::other)?;
-        let lun = Arc::clone(&self.slots[usize::from(disk)].lun);
-        tokio::task::spawn_blocking(move || lun.read(range))
-            .await
-            .map_err(std::io::Error::other)?
+        self.lun(disk).read(range).await
     }
 
     /// Proves that a LUN is the disk that the host means, once; `Err(reason)` inside `Ok` where that cannot be told yet.
@@ -165,14 +175,14 @@ impl Luns {
         let mut samples: Vec<MappedExtent> = wanted
             .into_iter()
             .step_by(every)
-            .filter_map(random_part)
+            .filter_map(|extent| self.random_part(extent))
             .collect();
         // The proof is locked, so nobody counts beside us.
         let searches = self.slots[usize::from(disk)]
             .searches
             .fetch_add(1, Ordering::Relaxed);
         for _ in 0..(if searches < SEARCHES { SAMPLES } else { 0 }) {
-            let start = random_below(source.size());
+            let start = self.random.below(source.size());
             let Some(window) =
                 ByteRange::from_bounds(start, source.size().min(start.saturating_add(SAMPLE_WINDOW)))
             else {
@@ -184,10 +194,17 @@ impl Luns {
                     .await?
                     .iter()
                     .find(on_lun)
-                    .and_then(random_part),
+                    .and_then(|extent| self.random_part(extent)),
             );
         }
         Ok(samples)
+    }
+
+    /// A random stretch of at most [`SAMPLE_LEN`] bytes of an extent.
+    fn random_part(&self, extent: &MappedExtent) -> Option<MappedExtent> {
+        let len = extent.range.len().min(SAMPLE_LEN);
+        let start = extent.range.start() + self.random.below(extent.range.len() - len + 1);
+        extent.clipped(ByteRange::new(start, len)?)
     }
 
     async fn compare<S: FrozenSource>(&self, disk: u16, source: &S, sample: MappedExtent) -> Result<Sample> {
@@ -223,16 +240,4 @@ enum Sample {
     Different,
     Moved,
     Unreadable(String),
-}
-
-/// A random stretch of at most [`SAMPLE_LEN`] bytes of an extent.
-fn random_part(extent: &MappedExtent) -> Option<MappedExtent> {
-    let len = extent.range.len().min(SAMPLE_LEN);
-    let start = extent.range.start() + random_below(extent.range.len() - len + 1);
-    extent.clipped(ByteRange::new(start, len)?)
-}
-
-/// A random number below `bound`; 0 where the bound is 0 or there is no randomness to be had.
-pub fn random_below(bound: u64) -> u64 {
-    getrandom::u64().unwrap_or(0).checked_rem(bound).unwrap_or(0)
 }

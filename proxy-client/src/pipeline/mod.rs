@@ -6,6 +6,7 @@
 mod fetch;
 mod limits;
 mod luns;
+mod random;
 mod run;
 mod source;
 mod tag;
@@ -13,9 +14,10 @@ mod tally;
 #[cfg(test)]
 mod world;
 
-pub use fetch::FetchPolicy;
-pub use luns::{Luns, Proof, random_below};
-pub use run::{Finished, run};
+pub use fetch::{FetchPolicy, Fetched, FetchedStretch};
+pub use luns::{Luns, Proof};
+pub use random::{Random, random_below};
+pub use run::{Finished, fetch_batches, run};
 pub use source::{FrozenSource, generations_whole, map_whole};
 pub use tag::prove_by_tag;
 pub use tally::Tally;

@@ -1,5 +1,6 @@
 //! The pipeline itself: batches are fetched and encoded side by side, and written one after the other.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -19,6 +20,14 @@ use crate::image::{
 use crate::output::Output;
 use crate::plan::batch::{Batch, BatchLimits, Batcher};
 use crate::progress::Progress;
+
+/// Batches of a backup.
+const BATCHES: BatchLimits = BatchLimits {
+    leaf: LEAF,
+    data: BATCH_DATA,
+    extents: BATCH_EXTENTS,
+    range: BATCH_RANGE,
+};
 
 /// A job that has written everything, and has committed nothing yet.
 pub struct Finished {
@@ -60,21 +69,11 @@ pub async fn run<S: FrozenSource>(
     let writer =
         tokio::task::spawn_blocking(move || write(encoder, &header, output, orders, &writer_progress));
 
-    let confirmations = AtomicU64::new(0);
-    let encoded = batches(source, &confirmations)
-        .map_ok(|(batch, map_age)| {
-            let confirmations = &confirmations;
-            async move {
-                // Law P0: a map is stale once anything was confirmed after it was learnt.
-                let stale = confirmations.load(Ordering::SeqCst) != map_age;
-                let fetched = fetch(source, luns, policy, batch, stale).await?;
-                confirmations.fetch_add(fetched.tally.validations, Ordering::SeqCst);
-                tokio::task::spawn_blocking(move || encode(fetched))
-                    .await
-                    .map_err(broken)
-            }
-        })
-        .try_buffered(BATCHES_IN_FLIGHT);
+    let encoded = fetch_batches(source, luns, policy, BATCHES, |fetched| async {
+        tokio::task::spawn_blocking(move || encode(fetched))
+            .await
+            .map_err(broken)
+    });
     let mut encoded = std::pin::pin!(encoded);
     let fed: Result<()> = async {
         // A writer that takes no more orders has failed, and its own error says why.
@@ -97,35 +96,65 @@ fn broken(error: tokio::task::JoinError) -> Error {
     Error::new(ErrorKind::Io, "a thread of the pipeline broke down").caused_by(error)
 }
 
+/// Fetches all of `source` in volume order, several batches at a time, and has `then` make something of each: nothing comes out
+/// here but under the law of validated reads.
+///
+/// The stream ends at the first error.
+pub fn fetch_batches<S, T, F>(
+    source: &S,
+    luns: &Luns,
+    policy: FetchPolicy,
+    limits: BatchLimits,
+    then: impl Fn(Fetched) -> F,
+) -> impl Stream<Item = Result<T>>
+where
+    S: FrozenSource,
+    F: Future<Output = Result<T>>,
+{
+    let confirmations = Arc::new(AtomicU64::new(0));
+    let then = Arc::new(then);
+    batches(source, limits, Arc::clone(&confirmations))
+        .map_ok(move |(batch, map_age)| {
+            let (confirmations, then) = (Arc::clone(&confirmations), Arc::clone(&then));
+            async move {
+                // Law P0: a map is stale once anything was confirmed after it was learnt.
+                let stale = confirmations.load(Ordering::SeqCst) != map_age;
+                let fetched = fetch(source, luns, policy, batch, stale).await?;
+                confirmations.fetch_add(fetched.tally.validations, Ordering::SeqCst);
+                then(fetched).await
+            }
+        })
+        .try_buffered(BATCHES_IN_FLIGHT)
+}
+
 /// The batches of the volume in order, each with the number of confirmations before the oldest part of its map was asked for.
-fn batches<'a, S: FrozenSource>(
-    source: &'a S,
-    confirmations: &'a AtomicU64,
-) -> impl Stream<Item = Result<(Batch, u64)>> + 'a {
-    let limits = BatchLimits {
-        leaf: LEAF,
-        data: BATCH_DATA,
-        extents: BATCH_EXTENTS,
-        range: BATCH_RANGE,
-    };
-    let start = (Batcher::new(source.size(), limits), 0);
-    stream::try_unfold(start, move |(mut batcher, mut map_age)| async move {
-        loop {
-            if let Some(batch) = batcher.take() {
-                return Ok(Some(((batch, map_age), (batcher, map_age))));
+fn batches<S: FrozenSource>(
+    source: &S,
+    limits: BatchLimits,
+    confirmations: Arc<AtomicU64>,
+) -> impl Stream<Item = Result<(Batch, u64)>> {
+    let start = (Batcher::new(source.size(), limits), 0, confirmations);
+    stream::try_unfold(
+        start,
+        move |(mut batcher, mut map_age, confirmations)| async move {
+            loop {
+                if let Some(batch) = batcher.take() {
+                    return Ok(Some(((batch, map_age), (batcher, map_age, confirmations))));
+                }
+                let at = batcher.next_offset();
+                let Some(window) =
+                    ByteRange::from_bounds(at, source.size().min(at.saturating_add(MAP_WINDOW)))
+                else {
+                    return Ok(None);
+                };
+                // A batch may be made of what several replies told.
+                if !batcher.holds_extents() {
+                    map_age = confirmations.load(Ordering::SeqCst);
+                }
+                batcher.feed(source.map(window).await?);
             }
-            let at = batcher.next_offset();
-            let Some(window) = ByteRange::from_bounds(at, source.size().min(at.saturating_add(MAP_WINDOW)))
-            else {
-                return Ok(None);
-            };
-            // A batch may be made of what several replies told.
-            if !batcher.holds_extents() {
-                map_age = confirmations.load(Ordering::SeqCst);
-            }
-            batcher.feed(source.map(window).await?);
-        }
-    })
+        },
+    )
 }
 
 /// Compresses and hashes a batch: pure work, on a thread of its own.
@@ -226,9 +255,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_is_as_old_as_the_first_reply_that_it_is_made_of() {
-        let confirmations = AtomicU64::new(0);
+        let confirmations = Arc::new(AtomicU64::new(0));
         let source = ShortReplies(&confirmations);
-        let batches: Vec<_> = batches(&source, &confirmations).try_collect().await.unwrap();
+        let batches: Vec<_> = batches(&source, BATCHES, Arc::clone(&confirmations))
+            .try_collect()
+            .await
+            .unwrap();
         let ages: Vec<u64> = batches.iter().map(|(_, age)| *age).collect();
         // What is left of the first batch's replies keeps their age.
         assert_eq!(ages, [0, 0]);

@@ -9,7 +9,8 @@ use volmap::limits::{TAG_BLOCK, TAG_MAX};
 use volmap::range::ByteRange;
 use volmap::tag::MAGIC;
 
-use super::luns::{Luns, random_below};
+use super::luns::Luns;
+use super::random::random_below;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::mapped::{MappedExtent, unconfirmed};
 use crate::transport::nbd::{Link, LinkError};

@@ -5,6 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
 use volmap::identity::Identity;
@@ -25,6 +27,36 @@ pub trait LunReader: Send + Sync {
     /// # Errors
     /// What the system says of the read.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Reads `blocks`, which are whole blocks, while the caller goes on: the buffer, and how much of it is filled. A disk is waited
+    /// for on a thread; a reader that has nothing to wait for does it its own way.
+    fn read_meanwhile(self: Arc<Self>, blocks: ByteRange) -> ReadMeanwhile
+    where
+        Self: 'static,
+    {
+        Box::pin(async move {
+            let read = move || {
+                let mut buffer = AlignedBuffer::zeroed(memory_len(blocks.len())?);
+                let filled = self.read_at(blocks.start(), &mut buffer)?;
+                Ok((buffer, filled))
+            };
+            tokio::task::spawn_blocking(read)
+                .await
+                .map_err(io::Error::other)?
+        })
+    }
+}
+
+/// A read under way.
+pub type ReadMeanwhile = Pin<Box<dyn Future<Output = io::Result<(AlignedBuffer, usize)>> + Send>>;
+
+fn memory_len(len: u64) -> io::Result<usize> {
+    usize::try_from(len).map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the range does not fit the address space",
+        )
+    })
 }
 
 /// Opens LUNs; the job's only way to one.
@@ -163,7 +195,7 @@ pub struct Lun {
     pub identity: Identity,
     /// Where the operator said it is.
     pub path: PathBuf,
-    reader: Box<dyn LunReader>,
+    reader: Arc<dyn LunReader>,
 }
 
 /// The bytes that were asked for, inside the blocks that were read.
@@ -186,7 +218,7 @@ impl Lun {
         Self {
             identity,
             path,
-            reader,
+            reader: reader.into(),
         }
     }
 
@@ -199,7 +231,7 @@ impl Lun {
     ///
     /// # Errors
     /// The range passes the end of the LUN ([`io::ErrorKind::UnexpectedEof`]), or the read failed.
-    pub fn read(&self, range: ByteRange) -> io::Result<LunBytes> {
+    pub async fn read(&self, range: ByteRange) -> io::Result<LunBytes> {
         let past_end = || {
             io::Error::new(
                 io::ErrorKind::UnexpectedEof,
@@ -212,16 +244,9 @@ impl Lun {
         let blocks = range
             .align_outward(self.reader.block_size())
             .ok_or_else(past_end)?;
-        let too_long = |_| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the range does not fit the address space",
-            )
-        };
-        let mut buffer = AlignedBuffer::zeroed(usize::try_from(blocks.len()).map_err(too_long)?);
-        let filled = self.reader.read_at(blocks.start(), &mut buffer)?;
-        let skip = usize::try_from(range.start() - blocks.start()).map_err(too_long)?;
-        let wanted = skip..skip + usize::try_from(range.len()).map_err(too_long)?;
+        let skip = memory_len(range.start() - blocks.start())?;
+        let wanted = skip..skip + memory_len(range.len())?;
+        let (buffer, filled) = Arc::clone(&self.reader).read_meanwhile(blocks).await?;
         if wanted.end > filled {
             return Err(past_end());
         }
@@ -265,8 +290,8 @@ mod tests {
         )
     }
 
-    #[test]
-    fn any_range_is_read_in_whole_blocks() {
+    #[tokio::test]
+    async fn any_range_is_read_in_whole_blocks() {
         let lun = lun(5 * 512 + 100);
         for (start, end) in [
             (0, 1),
@@ -276,17 +301,21 @@ mod tests {
             (2559, 2660),
             (0, 2660),
         ] {
-            let read = lun.read(ByteRange::from_bounds(start, end).unwrap()).unwrap();
+            let read = lun
+                .read(ByteRange::from_bounds(start, end).unwrap())
+                .await
+                .unwrap();
             let expected: Vec<u8> = (start..end).map(|i| u8::try_from(i % 251).unwrap()).collect();
             assert_eq!(read.bytes(), expected);
         }
     }
 
-    #[test]
-    fn a_range_past_the_end_is_refused() {
+    #[tokio::test]
+    async fn a_range_past_the_end_is_refused() {
         let lun = lun(1000);
-        assert!(lun.read(ByteRange::from_bounds(0, 1000).unwrap()).is_ok());
-        let error = lun.read(ByteRange::from_bounds(999, 1001).unwrap()).unwrap_err();
+        let read = |start, end| lun.read(ByteRange::from_bounds(start, end).unwrap());
+        assert!(read(0, 1000).await.is_ok());
+        let error = read(999, 1001).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -9,4 +9,4 @@ mod lun;
 
 pub use backing::lies_on;
 pub use identity::own_identity;
-pub use lun::{DirectOpener, Lun, LunBytes, LunOpener, LunReader, NoDirectIo};
+pub use lun::{DirectOpener, Lun, LunBytes, LunOpener, LunReader, NoDirectIo, ReadMeanwhile};

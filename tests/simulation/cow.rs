@@ -1,0 +1,274 @@
+//! The real copy-before-write, on an origin and a copy area in memory.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use volmap::cow::{CowError, Ground, Origin, Survey, Witness};
+use volmap::frozen::Attestation;
+use volmap::generation::GenerationClock;
+use volmap::limits::COPY_UNIT;
+use volmap::range::ByteRange;
+use volmap::storage::{Backing, Standing};
+use volmap::store::StoreGraph;
+
+use crate::dice::Dice;
+use crate::disk::{Disk, Layout};
+use crate::medium::{Medium, PAGE};
+use crate::world::{Frozen, Volume, World};
+
+/// A volume with odd ends.
+pub(crate) const SIZE: u64 = 3 * COPY_UNIT + 777;
+/// A copy area that holds every unit of the volume beside its header; where it is smaller it runs full now and then.
+const COPY_AREA: u64 = 5 * COPY_UNIT;
+const SMALL_COPY_AREA: u64 = 3 * COPY_UNIT;
+
+pub(crate) struct CowVolume {
+    live: Arc<Origin>,
+    origin: Medium,
+    /// What the origin must hold.
+    expected: Arc<Mutex<Vec<u8>>>,
+    /// Units that writers under way are at.
+    in_flight: Mutex<Vec<ByteRange>>,
+    /// A freeze or thaw holds the gate.
+    gate_held: AtomicBool,
+    standing: Arc<Mutex<Standing>>,
+    last: Mutex<Option<Frozen>>,
+}
+
+/// Disks for it: the copy area lies on the second, if there is one.
+pub(crate) fn disks(dice: &Dice) -> Vec<Disk> {
+    let room = (SIZE + COPY_AREA) * 2;
+    let mut disks = vec![Disk::new("lun0", room.next_multiple_of(COPY_UNIT))];
+    if dice.one_in(3) {
+        disks.push(Disk::new("lun1", room.next_multiple_of(COPY_UNIT)));
+    }
+    disks
+}
+
+impl CowVolume {
+    pub(crate) fn new(world: &Weak<World>, dice: &Dice, disks: &[Arc<Disk>]) -> Self {
+        let piece = [PAGE, 4 * PAGE, COPY_UNIT][dice.roll(3) as usize];
+        let pieces = |disk: &Disk| {
+            (0..disk.size() / piece)
+                .map(|index| index * piece)
+                .collect::<Vec<u64>>()
+        };
+        let mut free = pieces(&disks[0]);
+        let layout = Layout::scattered(dice, piece, SIZE, &mut free);
+        let origin = Medium::new(world.clone(), Arc::clone(&disks[0]), layout, SIZE);
+        let copy_disk = disks.last().unwrap();
+        let mut free = if disks.len() > 1 { pieces(copy_disk) } else { free };
+        let size = if dice.one_in(5) {
+            SMALL_COPY_AREA
+        } else {
+            COPY_AREA
+        };
+        let layout = Layout::scattered(dice, piece, size, &mut free);
+        let copy_area = Medium::new(world.clone(), Arc::clone(copy_disk), layout, size);
+
+        let expected = Arc::new(Mutex::new(vec![0; SIZE as usize]));
+        for page in 0..SIZE.div_ceil(PAGE) {
+            if !dice.one_in(5) {
+                let len = PAGE.min(SIZE - page * PAGE) as usize;
+                let bytes = pattern(dice, len);
+                origin.poke(page * PAGE, &bytes);
+                expected.lock().unwrap()[(page * PAGE) as usize..][..len].copy_from_slice(&bytes);
+            }
+        }
+        let standing = Arc::new(Mutex::new(Standing::Good));
+        let ground = MemoryGround {
+            world: world.clone(),
+            origin: origin.clone(),
+            copy_area: copy_area.clone(),
+            standing: Arc::clone(&standing),
+        };
+        let clock = Arc::new(GenerationClock::start().unwrap());
+        let live = Origin::with_backings(
+            Box::new(origin.clone()),
+            Box::new(copy_area),
+            Box::new(ground),
+            clock,
+        );
+        Self {
+            live: live.unwrap(),
+            origin,
+            expected,
+            in_flight: Mutex::default(),
+            gate_held: AtomicBool::new(false),
+            standing,
+            last: Mutex::new(None),
+        }
+    }
+
+    fn write(&self, world: &World) -> bool {
+        let dice = &world.dice;
+        let offset = match dice.roll(3) {
+            0 => dice.roll(SIZE),
+            1 => dice.roll(SIZE.div_ceil(PAGE)) * PAGE,
+            _ => (dice.roll(4) * COPY_UNIT).saturating_sub(dice.roll(3)),
+        };
+        let longest = [16, PAGE, COPY_UNIT, 2 * COPY_UNIT][dice.roll(4) as usize];
+        let len = (1 + dice.roll(longest)).min(SIZE - offset);
+        let range = ByteRange::new(offset, len).unwrap();
+        let units = range.align_outward(COPY_UNIT).unwrap();
+        {
+            let mut in_flight = self.in_flight.lock().unwrap();
+            // Another writer of the unit would wait for the one that is called from here.
+            let waits = in_flight.iter().any(|other| other.intersection(units).is_some());
+            if waits || self.gate_held.load(Ordering::Relaxed) {
+                return false;
+            }
+            in_flight.push(units);
+        }
+        world.note("a write begins at", offset);
+        let bytes = match dice.roll(6) {
+            0 => {
+                self.live.trim(offset, len, false).unwrap();
+                vec![0; len as usize]
+            }
+            1 => {
+                self.live
+                    .write_zeroes(offset, len, dice.one_in(2), false)
+                    .unwrap();
+                vec![0; len as usize]
+            }
+            _ => {
+                let bytes = pattern(dice, len as usize);
+                self.live.write_at(offset, &bytes, false).unwrap();
+                bytes
+            }
+        };
+        world.note("a write ends at", offset);
+        self.expected.lock().unwrap()[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+        self.in_flight.lock().unwrap().retain(|other| *other != units);
+        true
+    }
+
+    /// Somebody breaks the leases, and then writes past us.
+    fn intrude(&self, world: &World) {
+        world.note("an intruder comes", 0);
+        *self.standing.lock().unwrap() = Standing::ContentLost("an intruder".into());
+        if let Some(frozen) = &*self.last.lock().unwrap() {
+            frozen.ended.store(true, Ordering::Relaxed);
+        }
+        world.turn();
+        let page = world.dice.roll(SIZE / PAGE) * PAGE;
+        let bytes = vec![0x0E; PAGE as usize];
+        self.origin.poke(page, &bytes);
+        self.expected.lock().unwrap()[page as usize..][..bytes.len()].copy_from_slice(&bytes);
+    }
+}
+
+/// Bytes that are nowhere else, and never zero.
+fn pattern(dice: &Dice, len: usize) -> Vec<u8> {
+    let word = (dice.roll(u64::MAX) | 0x0101_0101_0101_0101).to_le_bytes();
+    let mut bytes = word.repeat(len.div_ceil(8));
+    bytes.truncate(len);
+    bytes
+}
+
+impl Volume for CowVolume {
+    fn act(&self, world: &World) -> bool {
+        let frozen = self.last.lock().unwrap().is_some();
+        match world.dice.roll(40) {
+            0 if frozen && world.dice.one_in(30) && self.in_flight.lock().unwrap().is_empty() => {
+                self.intrude(world)
+            }
+            1 if frozen && world.dice.one_in(20) => {
+                let mut standing = self.standing.lock().unwrap();
+                if *standing == Standing::Good {
+                    *standing = Standing::MappingLost("somebody looked".into());
+                }
+            }
+            0..8 => return self.write(world),
+            8..20 => return false,
+            _ => self.origin.write_back_one(world.dice.roll(1 << 20)),
+        }
+        true
+    }
+
+    fn settle(&self, world: &World) -> bool {
+        self.origin.write_back_one(world.dice.roll(1 << 20));
+        true
+    }
+
+    fn freeze(&self, world: &World) -> Option<Frozen> {
+        if !self.in_flight.lock().unwrap().is_empty() || self.gate_held.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        let earlier = self.last.lock().unwrap().take();
+        if let Some(earlier) = earlier {
+            earlier.ended.store(true, Ordering::Relaxed);
+            world.note("thaw", 0);
+            earlier.image.thaw();
+        }
+        let image = self.live.freeze().unwrap();
+        let mut live = vec![0; SIZE as usize];
+        self.origin.peek(0, &mut live);
+        let bytes = self.expected.lock().unwrap().clone();
+        assert!(live == bytes, "the origin holds what was written to it");
+        let frozen = Frozen {
+            image,
+            bytes: Arc::new(bytes),
+            ended: Arc::new(AtomicBool::new(false)),
+        };
+        *self.last.lock().unwrap() = Some(frozen.clone());
+        self.gate_held.store(false, Ordering::Relaxed);
+        Some(frozen)
+    }
+
+    /// What is in memory is gone with the agent.
+    fn restart(&self, _: &World) -> bool {
+        false
+    }
+
+    fn is_lost(&self) -> bool {
+        matches!(*self.standing.lock().unwrap(), Standing::ContentLost(_))
+    }
+}
+
+struct MemoryGround {
+    world: Weak<World>,
+    origin: Medium,
+    copy_area: Medium,
+    standing: Arc<Mutex<Standing>>,
+}
+
+impl Ground for MemoryGround {
+    fn survey(&self) -> Result<Survey, CowError> {
+        let mut graph = StoreGraph::new();
+        let mut add = |medium: &Medium, name| {
+            let disk = medium.disk().store(&mut graph);
+            medium.layout().store(&mut graph, disk, name, medium.size())
+        };
+        let copy_area = add(&self.copy_area, "copy");
+        let origin = add(&self.origin, "origin");
+        *self.standing.lock().unwrap() = Standing::Good;
+        Ok(Survey {
+            graph,
+            content: self.origin.content(),
+            origin: Some(origin),
+            copy_area: Some(copy_area),
+            attestation: Attestation::Witnessed,
+            witness: Box::new(Told {
+                world: self.world.clone(),
+                standing: Arc::clone(&self.standing),
+            }),
+        })
+    }
+}
+
+struct Told {
+    world: Weak<World>,
+    standing: Arc<Mutex<Standing>>,
+}
+
+impl Witness for Told {
+    fn check(&self) -> Standing {
+        let turn = || self.world.upgrade().iter().for_each(|world| world.turn());
+        turn();
+        let standing = self.standing.lock().unwrap().clone();
+        turn();
+        standing
+    }
+}
