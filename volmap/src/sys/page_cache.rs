@@ -114,8 +114,19 @@ mod tests {
         assert!(is_cached(&file, 0, 1 << 20).unwrap());
         assert!(!is_cached(&file, 0, (1 << 20) + 1).unwrap());
 
-        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-        assert!(!is_cached(&file, 0, 1 << 20).unwrap());
-        assert_eq!(read_cached(&file, &mut buf, 500_000).unwrap(), 0);
+        // Not at every time: the kernel leaves pages that somebody holds just then, and a read that does not wait makes it fetch them,
+        // which may be done before it is looked for them.
+        let was_missed = (0..100).any(|_| {
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+            let dropped = !is_cached(&file, 0, 1 << 20).unwrap();
+            match read_cached(&file, &mut buf, 500_000).unwrap() {
+                0 => dropped,
+                read => {
+                    assert_eq!(buf[..read], bytes[500_000..500_000 + read]);
+                    false
+                }
+            }
+        });
+        assert!(was_missed, "what was dropped was always there");
     }
 }
