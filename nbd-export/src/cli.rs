@@ -66,8 +66,10 @@ pub struct ServeArgs {
     /// Serve a volume read-write under NAME, with copy-before-write; needs a --copy-area each.
     #[arg(long, value_name = "NAME=VOLUME")]
     pub origin: Vec<String>,
-    /// Where old data is kept for the origin at the same position on the command line. SIZE takes K, M, G, T.
-    #[arg(long, value_name = "PATH[,size=SIZE]")]
+    /// Where old data is kept for the origin at the same position on the command line: a file or a block device. SIZE takes K, M,
+    /// G, T. When it is full, frozen images end, the oldest first (break); or writers are held until one is thawed, for 60 or so
+    /// many SECONDS, and then frozen images end (hold).
+    #[arg(long, value_name = "PATH[,size=SIZE][,on-full=break|hold[:SECONDS]]")]
     pub copy_area: Vec<String>,
     /// Serve a file or block device read-write under NAME, as it is; nobody else may use it meanwhile.
     #[arg(long, value_name = "NAME=PATH")]

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use volmap::cow::{CowError, Ground, Origin, Survey, Witness};
+use volmap::cow::{CopyOptions, CowError, Ground, Origin, Survey, Witness};
 use volmap::frozen::Attestation;
 use volmap::generation::GenerationClock;
 use volmap::limits::COPY_UNIT;
@@ -88,6 +88,7 @@ impl CowVolume {
             Box::new(copy_area),
             Box::new(ground),
             clock,
+            CopyOptions::default(),
         );
         Self {
             live: live.unwrap(),
@@ -235,7 +236,7 @@ struct MemoryGround {
 }
 
 impl Ground for MemoryGround {
-    fn survey(&self) -> Result<Survey, CowError> {
+    fn survey(&self, alone: bool) -> Result<Survey, CowError> {
         let mut graph = StoreGraph::new();
         let mut add = |medium: &Medium, name| {
             let disk = medium.disk().store(&mut graph);
@@ -243,7 +244,10 @@ impl Ground for MemoryGround {
         };
         let copy_area = add(&self.copy_area, "copy");
         let origin = add(&self.origin, "origin");
-        *self.standing.lock().unwrap() = Standing::Good;
+        let origin_was_open = alone && {
+            let mut standing = self.standing.lock().unwrap();
+            std::mem::replace(&mut *standing, Standing::Good) != Standing::Good
+        };
         Ok(Survey {
             graph,
             content: self.origin.content(),
@@ -254,6 +258,7 @@ impl Ground for MemoryGround {
                 world: self.world.clone(),
                 standing: Arc::clone(&self.standing),
             }),
+            origin_was_open,
         })
     }
 }

@@ -4,20 +4,51 @@ use std::time::Duration;
 
 /// Bytes that copy-before-write preserves at a time.
 ///
-/// The same 64 KiB as a leaf of a backup image's hash tree, and a multiple of every block size in use, so that a unit
-/// is always fit for `O_DIRECT`. Smaller units cost an extent of the map (and of every block status reply) for each
-/// few written bytes; larger ones copy ever more for a 4 KiB write, while that write waits.
+/// Chosen by measurement (docs/performance.md, "Copy unit"). The same 64 KiB as a leaf of a backup image's hash tree, and a
+/// multiple of every block size in use, so that a unit is always fit for `O_DIRECT`. Smaller units cost an extent of the map
+/// (and of every block status reply) for each few written bytes; larger ones copy ever more for a 4 KiB write, while that
+/// write waits.
 pub const COPY_UNIT: u64 = 64 * 1024;
 
-/// Most units that one writer preserves in one go: one read, one durable write, one switch.
+/// Smallest copy unit: the largest logical block size of disks, and what `O_DIRECT` takes everywhere.
+pub const COPY_UNIT_MIN: u64 = 4096;
+
+/// Largest copy unit: it is one run already.
+pub const COPY_UNIT_MAX: u64 = COPY_RUN;
+
+/// Most bytes that one writer preserves in one go: one read, one durable write, one switch.
 ///
 /// 1 MiB reaches the bandwidth of a disk with a single request; more would only make other writers of the same units
 /// wait longer, and each writer holds a buffer of this size.
-pub const COPY_RUN_UNITS: u64 = 16;
+pub const COPY_RUN: u64 = 1024 * 1024;
+
+/// Bytes at the start of a copy area that hold no old data. Whatever the unit is, slots behind it are aligned for `O_DIRECT`.
+pub const COPY_AREA_HEADER: u64 = 64 * 1024;
 
 /// Smallest copy area in bytes: its header and one unit. It serves tests and tiny volumes; anything smaller could not
 /// keep a single write.
-pub const COPY_AREA_MIN: u64 = 2 * COPY_UNIT;
+pub const COPY_AREA_MIN: u64 = COPY_AREA_HEADER + COPY_UNIT;
+
+/// Most frozen images of an origin at a time: each write asks every one of them whether it needs the old data.
+pub const FROZEN_IMAGES_MAX: usize = 16;
+
+/// Most freezes since which the changes of an origin are known. Each costs at most a bit for every copy unit (2 MiB for
+/// 1 TiB); more than the frozen images there can be, by as many that were thawed and are kept for an incremental.
+pub const LINEAGE_MAX: usize = 2 * FROZEN_IMAGES_MAX;
+
+/// How long a writer is held for want of room if nothing else was asked: below the 120 s after which Linux guests report
+/// tasks as hung, with some left for what follows.
+pub const HOLD_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Longest time that can be asked for; beyond it nobody believes any more that somebody will come and thaw.
+pub const HOLD_MAX: Duration = Duration::from_secs(3600);
+
+/// How often a held writer tries again though no frozen image has ended: an error of the copy area may have passed.
+pub const HOLD_RETRY: Duration = Duration::from_secs(1);
+
+/// Per cent of a copy area from which on it is reported as filling: the first is early enough to make room by hand, at
+/// the second a backup had better end soon.
+pub const COPY_AREA_WARNINGS: [u64; 2] = [75, 90];
 
 /// The size of a copy area for which none was asked is a tenth of the origin (a long backup of a busy volume rewrites
 /// less than that in most shops), but never less than this: small volumes are rewritten whole in no time.

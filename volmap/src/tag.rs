@@ -17,7 +17,7 @@ use crate::layers::{LayerWitness, Layers};
 use crate::limits::{TAG_BLOCK, TAG_DEFAULT, TAG_MAX};
 use crate::map::{Content, ContentMap};
 use crate::range::ByteRange;
-use crate::storage::{Backing, Caching, Guard, Standing, StorageError, StorageFile, at, write_all_over};
+use crate::storage::{Backing, Caching, Guard, Standing, StorageError, StorageFile, at, settle_all};
 use crate::store::{Place, StoreGraph, StoreId};
 
 /// The first bytes of a tag. A proxy writes to nothing that does not begin with them.
@@ -181,7 +181,7 @@ fn prepare(storage: &mut StorageFile) -> Result<(), TagError> {
         let wanted = "tag";
         return Err(StorageError::Foreign { path, wanted }.into());
     }
-    write_all_over(storage, size, TAG_BLOCK)?;
+    settle_all(storage, size, TAG_BLOCK)?;
     // Old nonces go: a proxy shall find what it wrote itself.
     (storage.write_zeroes_at(TAG_BLOCK, size - TAG_BLOCK))
         .and_then(|()| storage.write_at(0, MAGIC))

@@ -7,7 +7,7 @@ use crate::cli::ListArgs;
 use crate::config::control_path;
 use crate::error::Error;
 use crate::host::control::{Reply, Request, ask};
-use crate::host::{Listing, SetReport, State, VolumeKind};
+use crate::host::{FillState, Listing, SetReport, State, VolumeKind};
 
 pub(super) fn run(args: &ListArgs, out: &mut dyn Write) -> Result<(), Error> {
     let Reply::Listing(listing) = ask(&control_path(args.client.control.as_deref()), &Request::List)? else {
@@ -32,6 +32,16 @@ fn print(listing: &Listing, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "{kind} {}: {size}, {}", volume.name, volume.path)?;
         if let Some(fill) = volume.copy_area {
             write!(out, ", copy area {} of {} bytes used", fill.used, fill.size)?;
+            let state = match fill.state {
+                FillState::Good => "",
+                FillState::Filling => ", FILLING",
+                FillState::NearlyFull => ", NEARLY FULL",
+                FillState::Full => ", FULL",
+            };
+            write!(out, "{state}")?;
+            if fill.held_writers > 0 {
+                write!(out, ", {} writers HELD", fill.held_writers)?;
+            }
         }
         writeln!(out, "{}", in_angles(volume.uri.as_deref()))?;
         for frozen in &volume.frozen {

@@ -5,8 +5,11 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
+use volmap::cow::{CopyAreaSpec, OnFull};
 use volmap::identity::Identity;
+use volmap::limits::HOLD_MAX;
 
 use super::size::parse_size;
 use crate::error::{Error, ErrorKind};
@@ -136,20 +139,46 @@ pub(super) fn socket(argument: &Path) -> Result<(PathBuf, bool), Error> {
     Ok((OsStr::from_bytes(path).into(), plaintext))
 }
 
-/// `PATH[,size=SIZE]`: only a trailing `,size=` is split off.
-pub(super) fn copy_area(argument: &str) -> Result<(PathBuf, Option<u64>), Error> {
-    let (path, size) = match argument.rsplit_once(",size=") {
-        // A comma behind it: it was part of a path.
-        Some((path, size)) if !size.contains(['/', ',']) => {
-            let size = parse_size(size).map_err(|why| usage(argument, "--copy-area", why))?;
-            (path, Some(size))
+/// `PATH[,size=SIZE][,on-full=break|hold[:SECONDS]]`: only what is at the end, each option once, is split off. The rest is a path.
+pub(super) fn copy_area(argument: &str) -> Result<CopyAreaSpec, Error> {
+    let (mut path, mut size, mut on_full) = (argument, None, None);
+    while let Some((before, option)) = path.rsplit_once(',') {
+        match option.split_once('=') {
+            // A slash behind it: it was part of a path.
+            Some(("size", value)) if size.is_none() && !value.contains('/') => {
+                size = Some(parse_size(value).map_err(|why| usage(argument, "--copy-area", why))?);
+            }
+            Some(("on-full", value)) if on_full.is_none() && !value.contains('/') => {
+                let most = HOLD_MAX.as_secs();
+                let ways = format_args!("on-full is break, hold or hold:SECONDS, of 1 to {most} seconds");
+                let parsed = parse_on_full(value);
+                on_full = Some(parsed.ok_or_else(|| usage(argument, "--copy-area", ways))?);
+            }
+            _ => break,
         }
-        _ => (argument, None),
-    };
+        path = before;
+    }
     if path.is_empty() {
         return Err(usage(argument, "--copy-area", "the path is empty"));
     }
-    Ok((PathBuf::from(path), size))
+    Ok(CopyAreaSpec {
+        path: PathBuf::from(path),
+        size,
+        on_full: on_full.unwrap_or_default(),
+    })
+}
+
+fn parse_on_full(value: &str) -> Option<OnFull> {
+    if value == "break" {
+        return Some(OnFull::Break);
+    }
+    if value == "hold" {
+        return Some(OnFull::HOLD);
+    }
+    let limit = Duration::from_secs(value.strip_prefix("hold:")?.parse().ok()?);
+    (Duration::from_secs(1)..=HOLD_MAX)
+        .contains(&limit)
+        .then_some(OnFull::Hold(limit))
 }
 
 /// `--identity PATH=ID`, split at the last `=`: identities given by an operator hold none.
@@ -203,15 +232,43 @@ mod tests {
 
     #[test]
     fn only_a_trailing_size_is_split_off_a_copy_area() {
-        assert_eq!(copy_area("/a,size=4K").unwrap(), ("/a".into(), Some(4096)));
-        assert_eq!(copy_area("/a,b=c").unwrap(), ("/a,b=c".into(), None));
-        assert_eq!(copy_area("/a,size=1/b").unwrap(), ("/a,size=1/b".into(), None));
-        assert_eq!(
-            copy_area("/a,size=1,size=2").unwrap(),
-            ("/a,size=1".into(), Some(2))
-        );
+        let parsed = |argument: &str| {
+            let area = copy_area(argument).unwrap();
+            (area.path.to_str().unwrap().to_owned(), area.size)
+        };
+        assert_eq!(parsed("/a,size=4K"), ("/a".into(), Some(4096)));
+        assert_eq!(parsed("/a,b=c"), ("/a,b=c".into(), None));
+        assert_eq!(parsed("/a,size=1/b"), ("/a,size=1/b".into(), None));
+        assert_eq!(parsed("/a,size=1,size=2"), ("/a,size=1".into(), Some(2)));
+        assert_eq!(parsed("/a,b,size=1,on-full=hold"), ("/a,b".into(), Some(1)));
+        assert_eq!(parsed("/a,on-full=break,size=1"), ("/a".into(), Some(1)));
+        assert_eq!(parsed("/a,on-full=x/b"), ("/a,on-full=x/b".into(), None));
         assert_eq!(copy_area("/a,size=x").unwrap_err().kind(), ErrorKind::Usage);
         assert_eq!(copy_area(",size=1").unwrap_err().kind(), ErrorKind::Usage);
+    }
+
+    #[test]
+    fn a_full_copy_area_breaks_or_holds_for_a_time_within_limits() {
+        let on_full = |argument: &str| copy_area(argument).map(|area| area.on_full);
+        let seconds = |seconds| OnFull::Hold(Duration::from_secs(seconds));
+        assert_eq!(on_full("/a").unwrap(), OnFull::Break);
+        assert_eq!(on_full("/a,on-full=break").unwrap(), OnFull::Break);
+        assert_eq!(on_full("/a,on-full=hold").unwrap(), seconds(60));
+        for (limit, fits) in [(0, false), (1, true), (3600, true), (3601, false)] {
+            let parsed = on_full(&format!("/a,on-full=hold:{limit}"));
+            assert_eq!(parsed.ok(), fits.then(|| seconds(limit)), "{limit}");
+        }
+        for bad in [
+            "",
+            "wait",
+            "hold:",
+            "hold:-1",
+            "hold:1s",
+            "hold:18446744073709551616",
+        ] {
+            let parsed = on_full(&format!("/a,on-full={bad}"));
+            assert_eq!(parsed.unwrap_err().kind(), ErrorKind::Usage, "{bad}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use volmap::cow::CopyAreaSpec;
 use volmap::freeze::SnapshotSize;
 use volmap::identity::Identity;
 
@@ -40,10 +41,8 @@ pub struct OriginConfig {
     pub name: VolumeName,
     /// Where it is.
     pub path: PathBuf,
-    /// Where its old data is kept.
-    pub copy_area: PathBuf,
-    /// Size of the copy area in bytes, where it is to be made or limited.
-    pub copy_area_size: Option<u64>,
+    /// Where its old data is kept, and what is done when there is no room for it.
+    pub copy_area: CopyAreaSpec,
 }
 
 /// A tag file.
@@ -318,12 +317,11 @@ fn origins(args: &ServeArgs) -> Result<Vec<OriginConfig>, Error> {
         .zip(&args.copy_area)
         .map(|(origin, area)| {
             let (name, path) = named("--origin", origin)?;
-            let (copy_area, copy_area_size) = copy_area(area)?;
+            let copy_area = copy_area(area)?;
             Ok(OriginConfig {
                 name,
                 path,
                 copy_area,
-                copy_area_size,
             })
         })
         .collect()
@@ -468,7 +466,7 @@ mod tests {
         let areas: Vec<_> = both
             .origins
             .iter()
-            .map(|o| (o.name.as_str(), o.copy_area_size))
+            .map(|o| (o.name.as_str(), o.copy_area.size))
             .collect();
         assert_eq!(areas, [("a", Some(1 << 20)), ("b", None)]);
         refused(&["--origin", "a=/a"]);

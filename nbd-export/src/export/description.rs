@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use volmap::frozen::{Description, Strength};
+use volmap::frozen::{CopyAreaUse, Description, Strength};
 use volmap::set::HeldBy;
 
 /// How its host came to freeze an image, beside what the image says of itself.
@@ -39,7 +39,11 @@ impl Circumstances {
 }
 
 /// The machine-readable description of a frozen export (docs/x-volmap.md, "Description").
-pub(super) fn describe(about: &Description, circumstances: &Circumstances) -> String {
+pub(super) fn describe(
+    about: &Description,
+    circumstances: &Circumstances,
+    copy_area: Option<CopyAreaUse>,
+) -> String {
     let mut text = format!(
         "frozen image: method={} strength={} stability={} attestation={} frozen-at={}",
         about.method,
@@ -56,6 +60,9 @@ pub(super) fn describe(about: &Description, circumstances: &Circumstances) -> St
             set.window.as_millis(),
             words::held_by(set.held_by)
         ));
+    }
+    if let Some(CopyAreaUse { used, size }) = copy_area {
+        text.push_str(&format!(" copy-area={used}/{size}"));
     }
     text
 }

@@ -89,7 +89,11 @@ impl Export for FrozenExport {
             writable: false,
             fast_zero: false,
             block: BlockSizes::default(),
-            description: describe(self.image.description(), &self.circumstances),
+            description: describe(
+                self.image.description(),
+                &self.circumstances,
+                self.image.copy_area(),
+            ),
         }
     }
 

@@ -94,7 +94,7 @@ impl Export for OriginExport {
 
 #[cfg(test)]
 mod tests {
-    use volmap::cow::CopyAreaSpec;
+    use volmap::cow::{CopyAreaSpec, OnFull};
     use volmap::generation::GenerationClock;
     use volmap::layers::Layers;
 
@@ -138,6 +138,7 @@ mod tests {
         let area = CopyAreaSpec {
             path: dir.path().join("area"),
             size: Some(8 << 20),
+            on_full: OnFull::Break,
         };
         let layers = Arc::new(Layers::new(Vec::new()).unwrap());
         let clock = Arc::new(GenerationClock::start().unwrap());
@@ -165,6 +166,10 @@ mod tests {
         let all = ByteRange::new(0, SIZE as u64).unwrap();
         let status = live.block_status(all, &[ContextIndex(0)], false).unwrap();
         assert_eq!(status, all_data(all, &[ContextIndex(0)]));
+
+        // The frozen image tells a proxy how full the copy area is, the last time it asks.
+        let told = frozen.info().description;
+        assert!(told.ends_with(" copy-area=65536/8323072"), "{told}");
 
         // Zeroes are fast where nothing has to be kept and blocks may go.
         let unit = ByteRange::new(32_768, 4096).unwrap();

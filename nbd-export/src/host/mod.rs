@@ -30,4 +30,4 @@ pub use leftovers::{FoundLeftover, leftovers, remove};
 pub use open::OriginSource;
 pub use registry::{Host, TAG_SUFFIX};
 pub use report::{ExportReport, FrozenReport, Listing, SetReport, State, VolumeReport};
-pub use source::{CopyAreaFill, Source, VolumeKind};
+pub use source::{CopyAreaFill, FillState, OnFullReport, Source, VolumeKind};

@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use volmap::cow::{CopyAreaSpec, CowError, Origin};
+use volmap::cow::{CowError, Fullness, OnFull, Origin};
 use volmap::freeze::{FreezeOptions, Method};
 use volmap::frozen::FrozenImage;
 use volmap::generation::GenerationClock;
@@ -16,7 +16,7 @@ use volmap::tag::Tag;
 use super::around::Around;
 use super::leftovers::leftovers;
 use super::registry::Host;
-use super::source::{CopyAreaFill, Source, VolumeKind};
+use super::source::{CopyAreaFill, FillState, OnFullReport, Source, VolumeKind};
 use super::volume_set::VolumeSet;
 use super::writable::WritableSource;
 use crate::cli::FreezeMethod;
@@ -230,12 +230,13 @@ impl OriginSource {
         layers: &Arc<Layers>,
         clock: &Arc<GenerationClock>,
     ) -> Result<Self, Error> {
-        let area = CopyAreaSpec {
-            path: config.copy_area.clone(),
-            size: config.copy_area_size,
-        };
-        let origin = Origin::open(&config.path, &area, Arc::clone(layers), Arc::clone(clock))
-            .map_err(|why| at(ErrorKind::Volume, "origin", &config.name, &config.path, why))?;
+        let origin = Origin::open(
+            &config.path,
+            &config.copy_area,
+            Arc::clone(layers),
+            Arc::clone(clock),
+        )
+        .map_err(|why| at(ErrorKind::Volume, "origin", &config.name, &config.path, why))?;
         Ok(Self {
             rotates: layers.rotates(&config.path),
             ..Self::new(config.path.clone(), origin)
@@ -277,10 +278,23 @@ impl Source for OriginSource {
     }
 
     fn copy_area(&self) -> Option<CopyAreaFill> {
-        let fill = self.origin.copy_area_use();
+        let state = self.origin.copy_area_state();
+        let (on_full, hold_seconds) = match state.on_full {
+            OnFull::Break => (OnFullReport::Break, None),
+            OnFull::Hold(limit) => (OnFullReport::Hold, Some(limit.as_secs())),
+        };
         Some(CopyAreaFill {
-            used: fill.used,
-            size: fill.size,
+            used: state.fill.used,
+            size: state.fill.size,
+            state: match state.fullness {
+                Fullness::Good => FillState::Good,
+                Fullness::Filling => FillState::Filling,
+                Fullness::NearlyFull => FillState::NearlyFull,
+                Fullness::Full => FillState::Full,
+            },
+            on_full,
+            hold_seconds,
+            held_writers: state.held_writers as u64,
         })
     }
 

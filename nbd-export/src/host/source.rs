@@ -28,6 +28,38 @@ pub struct CopyAreaFill {
     pub used: u64,
     /// Bytes in all.
     pub size: u64,
+    /// How near its end it is.
+    pub state: FillState,
+    /// What is done at its end.
+    pub on_full: OnFullReport,
+    /// How long a writer is held at most, where writers are.
+    pub hold_seconds: Option<u64>,
+    /// Writers that wait for room at this moment.
+    pub held_writers: u64,
+}
+
+/// How near its end a copy area is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FillState {
+    /// There is room.
+    Good,
+    /// Three quarters are used.
+    Filling,
+    /// Nine tenths are used.
+    NearlyFull,
+    /// There is no room.
+    Full,
+}
+
+/// What is done at the end of a copy area.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFullReport {
+    /// Frozen images end.
+    Break,
+    /// Writers are held, for a time.
+    Hold,
 }
 
 /// A volume that can be frozen, again and again.

@@ -91,12 +91,14 @@ impl Redial {
             names.sort_unstable();
             names
         };
+        // That of a frozen image tells how full its copy area is, which changes; the image has a better name.
+        let redescribed = self.frozen.is_none() && was.export.description != is.export.description;
         let differs = [
             (was.export.size != is.export.size, "its size"),
             (was.export.flags != is.export.flags, "its flags"),
             (was.export.block != is.export.block, "its block sizes"),
             (was.export.name != is.export.name, "its name"),
-            (was.export.description != is.export.description, "its description"),
+            (redescribed, "its description"),
             (was.style != is.style, "the style of its replies"),
             (names(was) != names(is), "its metadata contexts"),
         ];

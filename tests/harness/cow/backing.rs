@@ -25,6 +25,8 @@ pub enum Operation {
     WriteThrough,
     /// Blocks are given back.
     Punch,
+    /// What was written goes to the device.
+    Sync,
 }
 
 /// A moment at which the hook is called.
@@ -123,7 +125,7 @@ impl Backing for Hooked {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.inner.sync_data()
+        self.around(Operation::Sync, 0, 0, |inner| inner.sync_data())
     }
 
     fn write_through_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

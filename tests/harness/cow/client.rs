@@ -70,6 +70,19 @@ impl Client {
         Ok(())
     }
 
+    /// Has everything written before put on stable storage.
+    ///
+    /// # Errors
+    /// Whatever comes back.
+    pub fn flush(&self) -> Result<(), NbdError> {
+        self.handle.block_on(self.connection.flush())
+    }
+
+    /// What the export said of itself when the connection was made.
+    pub fn description(&self) -> &str {
+        &self.connection.session().export.description
+    }
+
     /// Size of the export in bytes.
     pub fn size(&self) -> u64 {
         self.connection.session().export.size

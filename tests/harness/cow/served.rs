@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nbd_export::uri::NbdUri;
 use tokio::runtime::Runtime;
-use volmap::limits::COPY_UNIT;
+use volmap::limits::COPY_AREA_HEADER;
 
 use super::client::Client;
 use super::log::Oracle;
@@ -22,29 +22,45 @@ pub struct Served {
     /// What the origin holds, by the logs of [`Served::writers`].
     pub oracle: Oracle,
     runtime: Runtime,
+    /// Bytes of old data that the copy area takes.
+    room: u64,
     directory: Scratch,
 }
 
 impl Served {
     /// An origin of `size` bytes, whose copy area can hold all of it.
     pub fn new(size: u64) -> Self {
+        let mut served = Self::prepared(size);
+        served.start();
+        served
+    }
+
+    /// The same with a copy area for `bytes` of old data.
+    pub fn with_room(size: u64, bytes: u64) -> Self {
+        let mut served = Self::prepared(size);
+        served.room = bytes;
+        served.start();
+        served
+    }
+
+    /// The same as [`Served::new`], not yet started.
+    pub fn prepared(size: u64) -> Self {
         let directory = scratch();
         let first = make_volume(&directory.path().join("origin"), size);
         File::create_new(directory.path().join("copies")).unwrap();
-        let mut served = Self {
+        Self {
             host: None,
             oracle: Oracle::new(first),
             runtime: Runtime::new().unwrap(),
+            room: size,
             directory,
-        };
-        served.start();
-        served
+        }
     }
 
     /// Serves again what was served before.
     pub fn start(&mut self) {
         let at = |name: &str| self.path(name);
-        let size = self.oracle.settled().len() as u64 + COPY_UNIT;
+        let size = self.room + COPY_AREA_HEADER;
         self.host = Some(Host::serve(&[
             "--origin",
             &format!("vol={}", at("origin")),
@@ -85,7 +101,12 @@ impl Served {
 
     /// Connects to the live volume.
     pub fn client(&self) -> Client {
-        Client::connect(self.runtime.handle(), &self.live(), &[]).unwrap()
+        self.client_of(&self.live())
+    }
+
+    /// Connects to any export.
+    pub fn client_of(&self, uri: &NbdUri) -> Client {
+        Client::connect(self.runtime.handle(), uri, &[]).unwrap()
     }
 
     /// Kills it.

@@ -18,9 +18,18 @@ fn first_content(size: u64) -> (Vec<u8>, [std::ops::Range<u64>; 2]) {
 
 /// Makes a file of [`first_content`].
 pub fn make_volume(path: &Path, size: u64) -> Vec<u8> {
-    let (content, holes) = first_content(size);
     let file = File::create_new(path).unwrap();
     file.set_len(size).unwrap();
+    fill(&file, size)
+}
+
+/// Writes [`first_content`] to a block device that is all zeroes.
+pub fn fill_device(path: &Path, size: u64) -> Vec<u8> {
+    fill(&File::options().write(true).open(path).unwrap(), size)
+}
+
+fn fill(file: &File, size: u64) -> Vec<u8> {
+    let (content, holes) = first_content(size);
     let mut at = 0;
     for hole in holes {
         let data = &content[usize::try_from(at).unwrap()..usize::try_from(hole.start).unwrap()];

@@ -22,21 +22,25 @@ use proxy_client::transport::direct::LunOpener;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use volmap::cow::{CopyAreaSpec, Origin, Storage};
+use volmap::cow::{CopyAreaSpec, CopyOptions, OnFull, Origin, Storage};
 use volmap::generation::GenerationClock;
 use volmap::identity::Identity;
 use volmap::layers::Layers;
-use volmap::limits::COPY_UNIT;
+use volmap::limits::{COPY_AREA_HEADER, COPY_UNIT};
 
 use super::backing::{Hooked, Hooks, Side};
 use super::client::Client;
 use super::log::Oracle;
-use super::volume::{assert_same, make_volume};
+use super::volume::{assert_same, fill_device, make_volume};
 use crate::digest;
-use crate::disk::{Mounted, Scratch, scratch};
+use crate::disk::{LoopDisk, Mounted, Scratch, run, scratch};
 
 /// The name of the origin.
 pub const VOLUME: &str = "vol";
+
+/// First byte and end of the partitions for origin and copy area: 16 MiB at an odd place, and room for as much old data. The
+/// end of the second is that of the LUN.
+const PARTITIONS: [(u64, u64); 2] = [(2049 * 512, 2049 * 512 + (16 << 20)), (20 << 20, 40 << 20)];
 
 /// Where origin and copy area lie.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +49,8 @@ pub enum Stage {
     SharedLun,
     /// Each is a file that is declared to be a disk.
     TwoDisks,
+    /// Each is a partition of one LUN. Needs root.
+    Partitions,
 }
 
 /// Which LUNs the proxy is given.
@@ -59,14 +65,59 @@ pub enum Given {
 enum Place {
     Lun(Mounted),
     Disks(Scratch),
+    /// As [`Place::Disks`], in a directory that somebody else looks after.
+    Given(PathBuf),
+    Partitions(LoopDisk, Scratch),
 }
 
 impl Place {
+    fn new(stage: Stage) -> Self {
+        match stage {
+            Stage::SharedLun => Self::Lun(Mounted::xfs(512 << 20)),
+            Stage::TwoDisks => Self::Disks(scratch()),
+            Stage::Partitions => {
+                let directory = scratch();
+                File::create_new(directory.path().join("lun"))
+                    .and_then(|lun| lun.set_len(PARTITIONS[1].1))
+                    .unwrap();
+                let disk = LoopDisk::on(&directory.path().join("lun"), &["--direct-io=on", "--partscan"]);
+                for (number, (start, end)) in (1..).zip(PARTITIONS) {
+                    let numbers = [number, start / 512, (end - start) / 512].map(|n: u64| n.to_string());
+                    let device = disk.device.to_str().unwrap();
+                    run("addpart", &[device, &numbers[0], &numbers[1], &numbers[2]]);
+                }
+                Self::Partitions(disk, directory)
+            }
+        }
+    }
+
+    /// Origin and copy area. Both are made, the origin with its first content.
+    fn make(&self, size: u64) -> ([PathBuf; 2], Vec<u8>) {
+        let paths = self.storage();
+        let [origin, copy_area] = &paths;
+        let first = match self {
+            Self::Partitions(..) => fill_device(origin, size),
+            Self::Given(_) => fs::read(origin).unwrap(),
+            Self::Lun(_) | Self::Disks(_) => make_volume(origin, size),
+        };
+        if let Self::Disks(_) = self {
+            File::create_new(copy_area).unwrap();
+        }
+        (paths, first)
+    }
+
     /// Where origin and copy area are.
-    fn storage(&self) -> &Path {
+    fn storage(&self) -> [PathBuf; 2] {
+        let files = |directory: &Path| ["origin", "copies"].map(|name| directory.join(name));
         match self {
-            Self::Lun(mounted) => &mounted.path,
-            Self::Disks(directory) => directory.path(),
+            Self::Lun(mounted) => files(&mounted.path),
+            Self::Disks(directory) => files(directory.path()),
+            Self::Given(directory) => files(directory),
+            Self::Partitions(disk, _) => ["p1", "p2"].map(|part| {
+                let mut path = disk.device.clone().into_os_string();
+                path.push(part);
+                path.into()
+            }),
         }
     }
 
@@ -74,7 +125,8 @@ impl Place {
     fn outside(&self) -> &Path {
         match self {
             Self::Lun(mounted) => mounted.outside(),
-            Self::Disks(directory) => directory.path(),
+            Self::Disks(directory) | Self::Partitions(_, directory) => directory.path(),
+            Self::Given(directory) => directory,
         }
     }
 
@@ -83,10 +135,11 @@ impl Place {
         let lun = |path: PathBuf, name| (path, Identity::from_operator(name).unwrap());
         match self {
             Self::Lun(mounted) => vec![lun(mounted.disk.lun.clone(), "lun0")],
-            Self::Disks(directory) => vec![
-                lun(directory.path().join("origin"), "lun0"),
-                lun(directory.path().join("copies"), "lun1"),
-            ],
+            Self::Partitions(disk, _) => vec![lun(disk.lun.clone(), "lun0")],
+            Self::Disks(_) | Self::Given(_) => {
+                let [origin, copy_area] = self.storage();
+                vec![lun(origin, "lun0"), lun(copy_area, "lun1")]
+            }
         }
     }
 }
@@ -115,21 +168,28 @@ pub struct World {
 }
 
 impl World {
-    /// Serves an origin of `size` bytes, whose copy area takes `copies` units.
+    /// Serves an origin of `size` bytes, whose copy area takes `copies` units. When it is full, frozen images end.
     pub fn open(stage: Stage, size: u64, copies: u64) -> Self {
-        let place = match stage {
-            Stage::SharedLun => Place::Lun(Mounted::xfs(512 << 20)),
-            Stage::TwoDisks => Place::Disks(scratch()),
-        };
-        let (origin, copy_area) = (place.storage().join("origin"), place.storage().join("copies"));
-        let first = make_volume(&origin, size);
-        if stage == Stage::TwoDisks {
-            File::create_new(&copy_area).unwrap();
-        }
+        Self::open_with(stage, size, copies, OnFull::Break)
+    }
+
+    /// The same with a choice of what is done when the copy area is full.
+    pub fn open_with(stage: Stage, size: u64, copies: u64, on_full: OnFull) -> Self {
+        Self::serve(Place::new(stage), size, copies, on_full)
+    }
+
+    /// Serves the files `origin` and `copies` of a directory, each as a disk, on the socket `nbd.sock` there.
+    pub fn at(directory: &Path, size: u64, copies: u64) -> Self {
+        Self::serve(Place::Given(directory.to_owned()), size, copies, OnFull::Break)
+    }
+
+    fn serve(place: Place, size: u64, copies: u64, on_full: OnFull) -> Self {
+        let ([origin, copy_area], first) = place.make(size);
         let layers = Arc::new(Layers::new(place.luns()).unwrap());
         let spec = CopyAreaSpec {
             path: copy_area,
-            size: Some((copies + 1) * COPY_UNIT),
+            size: Some(COPY_AREA_HEADER + copies * COPY_UNIT),
+            on_full,
         };
         let storage = Storage::open(&origin, &spec, layers).unwrap();
         let hooks = Hooks::default();
@@ -139,6 +199,10 @@ impl World {
             hooked(storage.copy_area, Side::CopyArea),
             storage.ground,
             Arc::new(GenerationClock::start().unwrap()),
+            CopyOptions {
+                on_full,
+                ..CopyOptions::default()
+            },
         )
         .unwrap();
         let host = Arc::new(Host::new());

@@ -109,7 +109,7 @@ impl Guest {
         // The agent ends with its connection.
         control.stream.shutdown(Shutdown::Both).ok();
         drop(control);
-        self.machine.await_end();
+        self.machine.wait_for_end();
     }
 
     /// The process, outside, with which all of the guest ends.

@@ -129,7 +129,7 @@ impl Machine {
     }
 
     /// Waits for a guest that was told to power off.
-    pub(super) fn await_end(&self) {
+    pub(super) fn wait_for_end(&self) {
         let state = self.wait(PATIENCE, |state| state.ended);
         assert!(state.ended, "the guest does not power off");
     }

@@ -16,15 +16,15 @@ use volmap::limits::COPY_UNIT;
 use super::{ALL_UNITS, KINDS, MIB, SIZE};
 
 /// Parts of two units, and the one between; in the first batch.
-const OFFSET: u64 = 2 * MIB + 1000;
-const LEN: u64 = 2 * COPY_UNIT;
+pub(super) const OFFSET: u64 = 2 * MIB + 1000;
+pub(super) const LEN: u64 = 2 * COPY_UNIT;
 /// What is copied for it.
 const COPIED_FROM: u64 = 2 * MIB;
 const COPIED: u64 = 3 * COPY_UNIT;
 
 /// Steps of a copy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Step {
+pub(super) enum Step {
     BeforeOldRead,
     AfterOldRead,
     // The copy is complete and the switch has not begun.
@@ -35,7 +35,7 @@ enum Step {
     Written,
 }
 
-const STEPS: [Step; 5] = [
+pub(super) const STEPS: [Step; 5] = [
     Step::BeforeOldRead,
     Step::AfterOldRead,
     Step::Copied,
@@ -44,15 +44,17 @@ const STEPS: [Step; 5] = [
 ];
 
 impl Step {
-    fn is_at(self, moment: Moment) -> bool {
+    pub(super) fn is_at(self, moment: Moment) -> bool {
         let old_data = moment.side == Side::Origin
             && moment.operation == Operation::Read
             && (moment.offset, moment.len) == (COPIED_FROM, COPIED);
-        let write = moment.side == Side::Origin && moment.operation == Operation::Write;
+        let write =
+            moment.side == Side::Origin && moment.operation == Operation::Write && moment.offset == OFFSET;
+        let copied = moment.operation == Operation::WriteThrough && moment.len == COPIED;
         match self {
             Self::BeforeOldRead => old_data && !moment.done,
             Self::AfterOldRead => old_data && moment.done,
-            Self::Copied => moment.operation == Operation::WriteThrough && moment.done,
+            Self::Copied => copied && moment.done,
             Self::Switched => write && !moment.done,
             Self::Written => write && moment.done,
         }
@@ -204,6 +206,12 @@ fn a_copy_that_ends_between_read_and_validation_is_noticed() {
 fn a_switch_is_seen_before_the_origin_changes() {
     needs!("zstd");
     at_every_step(Stage::TwoDisks, begun_after_the_map);
+}
+
+#[test]
+fn the_same_holds_on_two_partitions_of_a_lun() {
+    needs_loop_devices!("addpart", "zstd");
+    at_every_step(Stage::Partitions, let_go_after_a_read);
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use nbd_export::error::ErrorKind as HostErrorKind;
 use proxy_client::error::ErrorKind;
 use tests::ambush::{Ambush, Point};
 use tests::cow::client::Client;
@@ -102,19 +101,4 @@ fn another_frozen_image_under_the_same_name_ends_the_backup() {
     let content = world.oracle.content();
     assert!(content != frozen.content);
     assert_backs_up(&world, &Frozen { content, ..frozen });
-}
-
-#[test]
-fn an_origin_has_one_frozen_image_at_a_time() {
-    needs!("zstd");
-    let world = World::open(Stage::TwoDisks, SIZE, ALL_UNITS);
-    let frozen = world.freeze("one");
-    let error = world.host.freeze(VOLUME, Some("two")).unwrap_err();
-    assert_eq!(error.kind(), HostErrorKind::Busy, "{error}");
-    let error = world.host.freeze(VOLUME, Some("one")).unwrap_err();
-    assert_eq!(error.kind(), HostErrorKind::NameTaken, "{error}");
-    assert!(world.reader(&format!("{VOLUME}@two"), &[]).is_err());
-    assert_backs_up(&world, &frozen);
-    world.thaw(&frozen);
-    assert_backs_up(&world, &world.freeze("two"));
 }

@@ -7,8 +7,11 @@ mod at_copies;
 mod at_reads;
 mod crash;
 mod endings;
+mod holding;
+mod killed;
 mod programs;
 mod readers;
+mod several;
 
 use tests::cow::client::Client;
 use tests::cow::log::{Change, Kind};

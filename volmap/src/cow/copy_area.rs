@@ -1,7 +1,7 @@
-//! The copy area of real files and devices: found or made, and written once all over.
+//! The copy area of real files and devices: found or made; a file is written once all over, so that every block has its place.
 //!
-//! Its first unit is a header that tells our copy areas from other people's data; the slots follow. Nothing in it outlives
-//! the frozen image that it serves.
+//! It begins with a header that tells our copy areas from other people's data; the slots follow. Nothing in it outlives
+//! the frozen images that it serves, nor the agent that filled it: whoever opens it finds all slots free.
 
 use std::fs::Metadata;
 use std::io;
@@ -9,9 +9,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 
 use crate::cow::error::CowError;
+use crate::cow::holding::OnFull;
 use crate::layers::Layers;
-use crate::limits::{COPY_AREA_DEFAULT_MIN, COPY_AREA_MIN, COPY_UNIT, FOREIGN_DATA_PROBE};
-use crate::storage::{AlignedBuffer, Backing, Caching, StorageError, StorageFile, at, write_all_over};
+use crate::limits::{COPY_AREA_DEFAULT_MIN, COPY_AREA_HEADER, COPY_AREA_MIN, COPY_UNIT, FOREIGN_DATA_PROBE};
+use crate::storage::{AlignedBuffer, Backing, Caching, StorageError, StorageFile, at, settle_all};
 
 /// The first bytes of a copy area.
 const MAGIC: &[u8; 32] = b"x-volmap copy area, version 1\n\0\0";
@@ -24,16 +25,20 @@ pub struct CopyAreaSpec {
     /// Bytes. Without it: the size of the device or of the copy area that is there, or else a tenth of the origin, at
     /// least 64 MiB and at most what holds all of the origin.
     pub size: Option<u64>,
+    /// What is done when there is no room for old data.
+    pub on_full: OnFull,
 }
 
 /// A tenth of the origin, at least [`COPY_AREA_DEFAULT_MIN`], and not more than all of it; and the header.
 fn default_size(origin: u64) -> u64 {
     let all = origin.div_ceil(COPY_UNIT).max(1);
     let wanted = (origin / 10).max(COPY_AREA_DEFAULT_MIN).div_ceil(COPY_UNIT);
-    (all.min(wanted) + 1).saturating_mul(COPY_UNIT)
+    (all.min(wanted))
+        .saturating_mul(COPY_UNIT)
+        .saturating_add(COPY_AREA_HEADER)
 }
 
-/// Opens or makes the copy area for `origin` and writes it once all over.
+/// Opens or makes the copy area for `origin`, with a place for every block of it.
 pub(super) fn prepare(
     spec: &CopyAreaSpec,
     origin: &StorageFile,
@@ -86,9 +91,9 @@ fn lay_out(mut area: StorageFile, asked: Option<u64>, origin: u64) -> Result<Sto
         (None, there) => there,
     };
     check_size(size)?;
-    write_all_over(&mut area, size - size % COPY_UNIT, COPY_UNIT)?;
+    settle_all(&mut area, size - size % COPY_UNIT, COPY_UNIT)?;
     // Last, so that an area that was not finished is begun anew.
-    let mut header = AlignedBuffer::zeroed(usize::try_from(COPY_UNIT).expect("64 KiB fit"));
+    let mut header = AlignedBuffer::zeroed(usize::try_from(COPY_AREA_HEADER).expect("64 KiB fit"));
     header[..MAGIC.len()].copy_from_slice(MAGIC);
     area.write_at(0, &header)
         .and_then(|()| area.sync_data())
@@ -106,6 +111,7 @@ fn refuse_foreign(area: &StorageFile) -> Result<(), CowError> {
         area.read_at(offset, &mut bytes)
             .map_err(at(path, "looking for foreign data"))?;
         if offset == 0 && bytes.starts_with(MAGIC) {
+            tracing::info!(path = %path.display(), "a copy area of ours: what an earlier agent kept in it is given up");
             return Ok(());
         }
         if bytes.iter().any(|&byte| byte != 0) {

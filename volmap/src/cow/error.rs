@@ -3,13 +3,14 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::limits::FROZEN_IMAGES_MAX;
 use crate::storage::StorageError;
 
 /// Why an origin was not opened or not frozen.
 #[derive(Debug, thiserror::Error)]
 pub enum CowError {
-    /// The origin has a frozen image already, and holds only one at a time.
-    #[error("the origin has a frozen image already: thaw it first, an origin holds one at a time")]
+    /// The origin has as many frozen images as it can have.
+    #[error("the origin has {FROZEN_IMAGES_MAX} frozen images, as many as it can: thaw one first")]
     Busy,
     /// Origin and copy area are one file or device.
     #[error("{path} is the origin itself: give the copy area a file or device of its own")]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::cow::copy_area::{self, CopyAreaSpec};
 use crate::cow::error::CowError;
 use crate::cow::ground::{Ground, Survey, Witness};
-use crate::cow::origin::Origin;
+use crate::cow::origin::{CopyOptions, Origin};
 use crate::frozen::Attestation;
 use crate::generation::GenerationClock;
 use crate::layers::{LayerWitness, Layers, Mapping};
@@ -60,7 +60,11 @@ impl Origin {
         clock: Arc<GenerationClock>,
     ) -> Result<Arc<Self>, CowError> {
         let storage = Storage::open(path, copy_area, layers)?;
-        Self::with_backings(storage.origin, storage.copy_area, storage.ground, clock)
+        let options = CopyOptions {
+            on_full: copy_area.on_full,
+            ..CopyOptions::default()
+        };
+        Self::with_backings(storage.origin, storage.copy_area, storage.ground, clock, options)
     }
 }
 
@@ -80,10 +84,11 @@ impl FileGround {
 }
 
 impl Ground for FileGround {
-    fn survey(&self) -> Result<Survey, CowError> {
-        // Held from before the map: what happens from here on is noticed.
-        self.origin.renew_guard()?;
-        if self.copy_area.renew_guard()? {
+    fn survey(&self, alone: bool) -> Result<Survey, CowError> {
+        // Held from before the map: what happens from here on is noticed. What was lost while frozen images stand stays lost, as they
+        // have to notice it too.
+        let origin_was_open = alone && self.origin.renew_guard()?;
+        if alone && self.copy_area.renew_guard()? {
             // Old data goes where the map says only if every block stays where it is when it is written to. A clone of the copy
             // area that was made meanwhile (`cp` does) would have it moved.
             settle_again(&self.copy_area, COPY_UNIT)
@@ -109,6 +114,7 @@ impl Ground for FileGround {
                 storage: [Arc::clone(&self.origin), Arc::clone(&self.copy_area)],
                 layers: [origin.witness, copy_area.witness],
             }),
+            origin_was_open,
         })
     }
 }

@@ -1,35 +1,28 @@
 //! The state of one frozen image that origin and image share: what moved where, and whether it still stands.
 
-use std::sync::{
-    Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-};
-use std::{collections::HashSet, time::SystemTime};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
 
 use uuid::Uuid;
 
 use crate::cow::ground::{Survey, Witness};
-use crate::cow::moves::{Moves, Slot, Source, Unit};
+use crate::cow::moves::{Moves, Source};
+use crate::cow::slots::Slots;
+use crate::cow::unit::{CopyUnit, Slot, Unit};
 use crate::frozen::{Description, FrozenError, Stability, StatusExtent, Strength};
-use crate::generation::Generation;
+use crate::generation::{Generation, GenerationClock};
 use crate::map::{Content, ContentMap};
 use crate::range::ByteRange;
 use crate::storage::Standing;
 use crate::store::{Place, StoreGraph, StoreId};
 
 /// What readers and writers agree on, under one lock.
-#[derive(Default)]
 pub(super) struct State {
     pub(super) moves: Moves,
     /// Why the frozen image is gone, once it is.
-    pub(super) lost: Option<String>,
-}
-
-/// Units that writers are copying at this moment.
-#[derive(Default)]
-pub(super) struct Claims {
-    pub(super) units: HashSet<Unit>,
-    /// Slots are handed out in order, and never again while the image lives.
-    pub(super) next_slot: u64,
+    lost: Option<String>,
 }
 
 /// See the module.
@@ -43,14 +36,15 @@ pub(super) struct Frozen {
     first: Generation,
     witness: Box<dyn Witness>,
     mapping_lost: OnceLock<String>,
-    pub(super) slots: u64,
-    pub(super) claims: Mutex<Claims>,
-    pub(super) claims_changed: Condvar,
+    unit: CopyUnit,
+    slots: Arc<Slots>,
+    /// Whether what changes from here on is wanted when the image is gone.
+    lineage_kept: AtomicBool,
     state: RwLock<State>,
 }
 
 impl Frozen {
-    pub(super) fn new(survey: Survey, slots: u64, first: Generation) -> Self {
+    pub(super) fn new(survey: Survey, unit: CopyUnit, slots: Arc<Slots>, first: Generation) -> Self {
         let unlocated = survey.origin.is_none() && survey.copy_area.is_none();
         let opaque = unlocated || !survey.graph.reaches_disk();
         Self {
@@ -73,14 +67,17 @@ impl Frozen {
             first: if opaque { Generation::NEVER_DIRECT } else { first },
             witness: survey.witness,
             mapping_lost: OnceLock::new(),
+            unit,
             slots,
-            claims: Mutex::default(),
-            claims_changed: Condvar::new(),
-            state: RwLock::default(),
+            lineage_kept: AtomicBool::new(false),
+            state: RwLock::new(State {
+                moves: Moves::new(unit),
+                lost: None,
+            }),
         }
     }
 
-    // A panic of one thread leaves nothing half done under these locks: what they guard only grows, one step at a time.
+    // A panic of one thread leaves nothing half done under this lock: what it guards changes one step at a time.
 
     pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
@@ -90,10 +87,6 @@ impl Frozen {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The content is lost, for good: from the return of this call on no answer is given (H6).
     pub(super) fn lose(&self, reason: &str) {
         if self.end(reason) {
@@ -101,12 +94,18 @@ impl Frozen {
         }
     }
 
-    /// Ends the frozen image; tells whether it stood until now.
+    /// Ends the frozen image and gives back its slots; tells whether it stood until now.
     pub(super) fn end(&self, reason: &str) -> bool {
         let mut state = self.state_mut();
-        let stood = state.lost.is_none();
-        state.lost.get_or_insert_with(|| reason.to_owned());
-        stood
+        if state.lost.is_some() {
+            return false;
+        }
+        state.lost = Some(reason.to_owned());
+        // Together with the word that it is gone: whoever finds the units unmoved finds that word too, after its read.
+        let slots = state.moves.take_slots();
+        drop(state);
+        self.slots.image_ended(slots);
+        true
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -188,17 +187,40 @@ impl Frozen {
         }
     }
 
-    /// Slots that were handed out.
-    pub(super) fn slots_used(&self) -> u64 {
-        self.claims().next_slot
+    /// Whether the old data of `unit` has to be kept for this image, at this moment. Once it has not, it never has.
+    pub(super) fn needs(&self, unit: Unit) -> bool {
+        let state = self.state();
+        state.lost.is_none() && !state.moves.contains(unit) && self.has_data(unit)
     }
 
-    /// `count` consecutive slots, or `None` when the copy area is full.
-    pub(super) fn take_slots(&self, count: u64) -> Option<Slot> {
-        let mut claims = self.claims();
-        let first = claims.next_slot;
-        let end = first.checked_add(count).filter(|&end| end <= self.slots)?;
-        claims.next_slot = end;
-        Some(Slot(first))
+    fn has_data(&self, unit: Unit) -> bool {
+        let bytes = self.unit.bytes_of(unit..unit + 1, self.content.size());
+        bytes.is_some_and(|bytes| !self.content.is_zero(bytes))
+    }
+
+    /// The switch: of those of `units` that this image needs, location and generation change together. The old data of consecutive
+    /// units lies in consecutive slots from `first` on, complete on the device, and the caller holds these slots.
+    pub(super) fn switch(&self, units: Range<Unit>, first: Slot, clock: &GenerationClock) {
+        let mut state = self.state_mut();
+        if state.lost.is_some() {
+            return;
+        }
+        let mut generation = None;
+        for (unit, slot) in units.zip(first..) {
+            if self.has_data(unit) && !state.moves.contains(unit) {
+                self.slots.hold(slot);
+                let generation = *generation.get_or_insert_with(|| clock.next());
+                state.moves.add(unit, slot, generation);
+            }
+        }
+    }
+
+    /// See [`crate::frozen::FrozenImage::keep_lineage`].
+    pub(super) fn keep_lineage(&self) {
+        self.lineage_kept.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_lineage_kept(&self) -> bool {
+        self.lineage_kept.load(Ordering::SeqCst)
     }
 }

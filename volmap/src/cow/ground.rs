@@ -6,7 +6,7 @@ use crate::map::ContentMap;
 use crate::storage::Standing;
 use crate::store::{StoreGraph, StoreId};
 
-/// Vouches for origin and copy area of one frozen image.
+/// Vouches for origin and copy area of a frozen image.
 pub trait Witness: Send + Sync {
     /// Samples the witness now. Cheap (about a microsecond for a lease): it is called for every status and every read.
     fn check(&self) -> Standing;
@@ -26,13 +26,18 @@ pub struct Survey {
     pub attestation: Attestation,
     /// The witness, good since before the map was taken.
     pub witness: Box<dyn Witness>,
+    /// Whether somebody else may have written to the origin since the survey before this one.
+    pub origin_was_open: bool,
 }
 
 /// Finds out where origin and copy area lie.
 pub trait Ground: Send + Sync {
     /// Called at each freeze, while no write is in flight and everything written is on the device.
     ///
+    /// A guard that was lost may be taken anew only if `alone`, which is that no frozen image stands: an earlier survey's witness must
+    /// never say "good" again once it was not.
+    ///
     /// # Errors
     /// The freeze fails with it.
-    fn survey(&self) -> Result<Survey, CowError>;
+    fn survey(&self, alone: bool) -> Result<Survey, CowError>;
 }

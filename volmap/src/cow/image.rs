@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::cow::frozen::Frozen;
 use crate::cow::moves::Source;
 use crate::cow::origin::Origin;
-use crate::frozen::{Description, FrozenError, FrozenImage, StatusExtent};
+use crate::frozen::{ChangedMap, CopyAreaUse, Description, FrozenError, FrozenImage, StatusExtent};
 use crate::map::Content;
 use crate::range::ByteRange;
 use crate::store::StoreGraph;
@@ -17,14 +19,15 @@ pub(super) struct CowImage {
 }
 
 impl CowImage {
-    /// Fills `buf` with the frozen bytes of `range`, which are data and lie in the copy area: nobody writes there again.
+    /// Fills `buf` with the frozen bytes of `range`, which are data and lie in the copy area: nobody writes there
+    /// again while the image stands.
     fn read_copies(&self, range: ByteRange, buf: &mut [u8]) -> Result<(), FrozenError> {
         // Collected, so that no writer waits for our I/O.
         let pieces: Vec<_> = self.frozen.state().moves.pieces(range).collect();
         for (piece, source) in pieces {
             if let Source::CopyArea { offset, .. } = source {
                 self.origin
-                    .copy_area()
+                    .copy_area
                     .read_at(offset, part_of(buf, range, piece))?;
             }
         }
@@ -36,9 +39,9 @@ impl CowImage {
         for (piece, source) in before {
             let part = part_of(buf, range, piece);
             match source {
-                Source::CopyArea { offset, .. } => self.origin.copy_area().read_at(offset, part)?,
+                Source::CopyArea { offset, .. } => self.origin.copy_area.read_at(offset, part)?,
                 Source::Origin => {
-                    self.origin.backing().read_at(piece.start(), part)?;
+                    self.origin.backing.read_at(piece.start(), part)?;
                     // Whatever moved since may have been overwritten under our read. What has not moved by now was not: a
                     // writer goes to the origin only after the switch.
                     self.read_copies(piece, part)?;
@@ -102,6 +105,22 @@ impl FrozenImage for CowImage {
 
     fn stands(&self) -> Result<(), FrozenError> {
         self.frozen.confirm().map(drop)
+    }
+
+    fn copy_area(&self) -> Option<CopyAreaUse> {
+        Some(self.origin.copy_area_use())
+    }
+
+    fn lineage(&self) -> Vec<Uuid> {
+        self.origin.lineage_of(&self.frozen)
+    }
+
+    fn changed_since(&self, older: Uuid) -> Option<ChangedMap> {
+        self.origin.changed_since(older, &self.frozen)
+    }
+
+    fn keep_lineage(&self) {
+        self.frozen.keep_lineage();
     }
 
     fn thaw(&self) {

@@ -1,35 +1,10 @@
 //! Which units of a frozen image lie in the copy area by now.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
+use crate::cow::unit::{CopyUnit, Slot, Unit};
 use crate::generation::Generation;
-use crate::limits::COPY_UNIT;
 use crate::range::ByteRange;
-
-/// A unit of the origin, by its index.
-pub(super) type Unit = u64;
-
-/// The units that `range` touches.
-pub(super) fn units_touching(range: ByteRange) -> Range<Unit> {
-    range.start() / COPY_UNIT..range.end().div_ceil(COPY_UNIT)
-}
-
-/// A place for one unit in the copy area. Its first unit holds the header, so slot 0 follows it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Slot(pub(super) u64);
-
-impl Slot {
-    /// Byte offset in the copy area.
-    pub(super) fn offset(self) -> u64 {
-        (self.0 + 1) * COPY_UNIT
-    }
-
-    /// Slots that a copy area of `size` bytes has.
-    pub(super) fn count(size: u64) -> u64 {
-        (size / COPY_UNIT).saturating_sub(1)
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Move {
@@ -47,39 +22,59 @@ pub(super) enum Source {
 }
 
 /// Units that moved, each with its slot and the generation of the switch. Units are added and never changed.
-#[derive(Default, Debug)]
-pub(super) struct Moves(BTreeMap<Unit, Move>);
+#[derive(Debug)]
+pub(super) struct Moves {
+    unit: CopyUnit,
+    moved: BTreeMap<Unit, Move>,
+}
 
 impl Moves {
-    /// Whether `unit` lies in the copy area.
-    pub(super) fn contains(&self, unit: Unit) -> bool {
-        self.0.contains_key(&unit)
+    /// Nothing has moved.
+    pub(super) fn new(unit: CopyUnit) -> Self {
+        Self {
+            unit,
+            moved: BTreeMap::new(),
+        }
     }
 
-    /// Records that consecutive units lie in consecutive slots from now on.
-    pub(super) fn add(&mut self, units: Range<Unit>, first: Slot, generation: Generation) {
-        for (index, unit) in (0..).zip(units) {
-            let slot = Slot(first.0 + index);
-            let before = self.0.insert(unit, Move { slot, generation });
-            assert!(
-                before.is_none(),
-                "unit {unit} moves once: it is claimed by one writer"
-            );
-        }
+    /// Whether `unit` lies in the copy area.
+    pub(super) fn contains(&self, unit: Unit) -> bool {
+        self.moved.contains_key(&unit)
+    }
+
+    /// Records that `unit` lies in `slot` from now on.
+    pub(super) fn add(&mut self, unit: Unit, slot: Slot, generation: Generation) {
+        let before = self.moved.insert(unit, Move { slot, generation });
+        assert!(
+            before.is_none(),
+            "unit {unit} moves once: it is claimed by one writer"
+        );
+    }
+
+    /// Forgets all moves, and gives the slots that held them.
+    pub(super) fn take_slots(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.moved)
+            .into_values()
+            .map(|moved| moved.slot)
+            .collect()
     }
 
     /// Cuts `range` at every change of source, in order.
     pub(super) fn pieces(&self, range: ByteRange) -> impl Iterator<Item = (ByteRange, Source)> {
-        let mut moved = self.0.range(units_touching(range)).peekable();
+        let unit_bytes = self.unit;
+        let mut moved = self.moved.range(self.unit.touching(range)).peekable();
         let mut at = range.start();
         std::iter::from_fn(move || {
             let (end, source) = match moved.peek() {
-                Some(&(&unit, &Move { slot, generation })) if unit * COPY_UNIT <= at => {
+                Some(&(&unit, &Move { slot, generation })) if unit_bytes.start(unit) <= at => {
                     moved.next();
-                    let offset = slot.offset() + (at - unit * COPY_UNIT);
-                    ((unit + 1) * COPY_UNIT, Source::CopyArea { offset, generation })
+                    let offset = unit_bytes.place(slot) + (at - unit_bytes.start(unit));
+                    (
+                        unit_bytes.start(unit + 1),
+                        Source::CopyArea { offset, generation },
+                    )
                 }
-                Some(&(&unit, _)) => (unit * COPY_UNIT, Source::Origin),
+                Some(&(&unit, _)) => (unit_bytes.start(unit), Source::Origin),
                 None => (range.end(), Source::Origin),
             };
             let piece = ByteRange::from_bounds(at, end.min(range.end()))?;
@@ -92,6 +87,7 @@ impl Moves {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::{COPY_AREA_HEADER, COPY_UNIT};
 
     fn range(start: u64, end: u64) -> ByteRange {
         ByteRange::from_bounds(start, end).unwrap()
@@ -100,31 +96,34 @@ mod tests {
     #[test]
     fn pieces_cover_the_range_once() {
         let generation = Generation::from_wire(9);
-        let mut moves = Moves::default();
-        moves.add(1..3, Slot(0), generation);
-        let copy = |offset| Source::CopyArea { offset, generation };
+        let mut moves = Moves::new(CopyUnit::default());
+        moves.add(1, 0, generation);
+        moves.add(2, 1, generation);
+        let copy = |offset| Source::CopyArea {
+            offset: COPY_AREA_HEADER + offset,
+            generation,
+        };
         let found: Vec<_> = moves.pieces(range(10, 4 * COPY_UNIT - 1)).collect();
         assert_eq!(
             found,
             [
                 (range(10, COPY_UNIT), Source::Origin),
-                (range(COPY_UNIT, 2 * COPY_UNIT), copy(COPY_UNIT)),
-                (range(2 * COPY_UNIT, 3 * COPY_UNIT), copy(2 * COPY_UNIT)),
+                (range(COPY_UNIT, 2 * COPY_UNIT), copy(0)),
+                (range(2 * COPY_UNIT, 3 * COPY_UNIT), copy(COPY_UNIT)),
                 (range(3 * COPY_UNIT, 4 * COPY_UNIT - 1), Source::Origin),
             ]
         );
         let inside: Vec<_> = moves.pieces(range(COPY_UNIT + 5, COPY_UNIT + 7)).collect();
-        assert_eq!(
-            inside,
-            [(range(COPY_UNIT + 5, COPY_UNIT + 7), copy(COPY_UNIT + 5))]
-        );
+        assert_eq!(inside, [(range(COPY_UNIT + 5, COPY_UNIT + 7), copy(5))]);
     }
 
     #[test]
-    fn the_header_takes_a_slot() {
-        assert_eq!(Slot::count(0), 0);
-        assert_eq!(Slot::count(2 * COPY_UNIT - 1), 0);
-        assert_eq!(Slot::count(2 * COPY_UNIT), 1);
-        assert_eq!(Slot(0).offset(), COPY_UNIT);
+    fn what_is_taken_is_forgotten() {
+        let mut moves = Moves::new(CopyUnit::default());
+        moves.add(7, 3, Generation::from_wire(9));
+        moves.add(8, 1, Generation::from_wire(9));
+        assert_eq!(moves.take_slots(), [3, 1]);
+        assert!(!moves.contains(7));
+        assert!(moves.take_slots().is_empty());
     }
 }

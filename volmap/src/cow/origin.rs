@@ -2,28 +2,43 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::cow::claims::Claims;
 use crate::cow::error::CowError;
-use crate::cow::frozen::Frozen;
 use crate::cow::ground::Ground;
-use crate::cow::image::CowImage;
-use crate::cow::moves::Slot;
+use crate::cow::holding::{OnFull, Wait, Waiting};
+use crate::cow::lineage::Lineage;
+use crate::cow::living::Living;
 use crate::cow::preserve::Keeper;
-use crate::frozen::FrozenImage;
+use crate::cow::slots::{Fullness, Slots};
+use crate::cow::unit::CopyUnit;
+use crate::frozen::CopyAreaUse;
 use crate::generation::GenerationClock;
-use crate::limits::{COPY_AREA_MIN, COPY_UNIT, SYNC_AHEAD_ENOUGH, SYNC_AHEAD_ROUNDS};
+use crate::limits::COPY_AREA_HEADER;
 use crate::range::ByteRange;
-use crate::storage::Backing;
-use crate::storage::{Standing, WriteBack};
+use crate::storage::{Backing, WriteBack};
 
-/// How full a copy area is.
+/// How old data is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CopyOptions {
+    /// In what pieces.
+    pub unit: CopyUnit,
+    /// What is done when there is no room for it.
+    pub on_full: OnFull,
+}
+
+/// How a copy area is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct CopyAreaUse {
-    /// Bytes that hold old data of the frozen image; 0 without one.
-    pub used: u64,
-    /// Bytes that can hold old data.
-    pub size: u64,
+pub struct CopyAreaState {
+    /// What is used of it.
+    pub fill: CopyAreaUse,
+    /// How near its end it is.
+    pub fullness: Fullness,
+    /// What is done at its end.
+    pub on_full: OnFull,
+    /// Writers that wait for room at this moment.
+    pub held_writers: usize,
 }
 
 /// A request that does not lie within the origin.
@@ -43,15 +58,19 @@ pub struct OutOfBounds {
 /// All methods may be called from many threads at once. Writers of different units copy in parallel; a freeze holds new
 /// writes and waits for those in flight. While no frozen image lives, requests go straight through.
 pub struct Origin {
-    backing: Box<dyn Backing>,
-    copy_area: Box<dyn Backing>,
-    ground: Box<dyn Ground>,
-    clock: Arc<GenerationClock>,
+    pub(super) backing: Box<dyn Backing>,
+    pub(super) copy_area: Box<dyn Backing>,
+    pub(super) ground: Box<dyn Ground>,
+    pub(super) clock: Arc<GenerationClock>,
+    options: CopyOptions,
+    claims: Claims,
+    pub(super) slots: Arc<Slots>,
+    waiting: Waiting,
     /// The gate: writers hold it shared from before the first copy until their write has completed, freeze and thaw
-    /// hold it alone.
-    gate: RwLock<Option<Arc<Frozen>>>,
-    last_window: Mutex<Option<Duration>>,
-    write_back: WriteBack,
+    /// hold it alone. Whoever waits for room waits outside.
+    pub(super) gate: RwLock<Living>,
+    pub(super) last_window: Mutex<Option<Duration>>,
+    pub(super) write_back: WriteBack,
 }
 
 impl Origin {
@@ -64,19 +83,29 @@ impl Origin {
         copy_area: Box<dyn Backing>,
         ground: Box<dyn Ground>,
         clock: Arc<GenerationClock>,
+        options: CopyOptions,
     ) -> Result<Arc<Self>, CowError> {
-        if copy_area.size() < COPY_AREA_MIN {
+        let count = options.unit.slots(copy_area.size());
+        if count == 0 {
             return Err(CowError::CopyAreaTooSmall {
                 size: copy_area.size(),
-                min: COPY_AREA_MIN,
+                min: COPY_AREA_HEADER + options.unit.bytes(),
             });
         }
+        let size = backing.size();
         Ok(Arc::new(Self {
             backing,
             copy_area,
             ground,
             clock,
-            gate: RwLock::new(None),
+            options,
+            claims: Claims::default(),
+            slots: Arc::new(Slots::new(options.unit, count)),
+            waiting: Waiting::default(),
+            gate: RwLock::new(Living {
+                images: Vec::new(),
+                lineage: Lineage::new(options.unit, size),
+            }),
             last_window: Mutex::new(None),
             write_back: WriteBack::default(),
         }))
@@ -101,7 +130,7 @@ impl Origin {
     /// Writes `data` at `offset`; with `fua` it is on stable storage at the return.
     ///
     /// # Errors
-    /// As with [`Origin::read_at`]. Trouble with the copy area is never the writer's: it costs the frozen image.
+    /// As with [`Origin::read_at`]. Trouble with the copy area is never the writer's: it costs frozen images, or time.
     pub fn write_at(&self, offset: u64, data: &[u8], fua: bool) -> io::Result<()> {
         let Some(range) = self.bounded(offset, data.len() as u64)? else {
             return Ok(());
@@ -134,16 +163,17 @@ impl Origin {
     /// # Errors
     /// `Unsupported`: it would not be, and nothing was changed. Else as with [`Origin::read_at`].
     pub fn write_zeroes_fast(&self, offset: u64, len: u64, no_hole: bool, fua: bool) -> io::Result<()> {
-        if self.bounded(offset, len)?.is_none() {
+        let Some(range) = self.bounded(offset, len)? else {
             return Ok(());
-        }
+        };
         // Shared, and no more: there is nothing to keep, and a freeze waits until it is done.
-        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-        if no_hole || gate.is_some() {
+        let living = self.living();
+        if no_hole || living.is_frozen() {
             return Err(io::ErrorKind::Unsupported.into());
         }
+        living.lineage.mark(range);
         self.backing.punch_at(offset, len)?;
-        drop(gate);
+        drop(living);
         self.sync_if(fua)
     }
 
@@ -152,7 +182,7 @@ impl Origin {
             return Ok(());
         };
         let gate = self.enter(range);
-        let punched = if may_punch && gate.is_none() {
+        let punched = if may_punch && !gate.is_frozen() {
             self.backing.punch_at(offset, len)
         } else {
             Err(io::ErrorKind::Unsupported.into())
@@ -173,7 +203,7 @@ impl Origin {
     /// What the storage says, and what it said before: what is lost once stays so, whoever was told.
     pub fn flush(&self) -> io::Result<()> {
         // In the gate, so that no freeze comes between an error that was told here and its record.
-        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let _gate = self.living();
         self.sync()
     }
 
@@ -181,7 +211,7 @@ impl Origin {
         if fua { self.flush() } else { Ok(()) }
     }
 
-    fn sync(&self) -> io::Result<()> {
+    pub(super) fn sync(&self) -> io::Result<()> {
         self.write_back.sync(|| self.backing.sync_data())
     }
 
@@ -197,111 +227,66 @@ impl Origin {
         }
     }
 
+    /// Behind the gate, beside other writers.
+    pub(super) fn living(&self) -> RwLockReadGuard<'_, Living> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Enters the gate and keeps the old data of `range`. What is returned is held until the write has completed.
-    fn enter(&self, range: ByteRange) -> RwLockReadGuard<'_, Option<Arc<Frozen>>> {
-        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(frozen) = &*gate {
-            let keeper = Keeper {
-                frozen,
-                origin: &*self.backing,
-                copy_area: &*self.copy_area,
-                clock: &self.clock,
+    fn enter(&self, range: ByteRange) -> RwLockReadGuard<'_, Living> {
+        let mut wait = None;
+        loop {
+            // Asked before the look: whoever ends while we look is not missed.
+            let ends = self.slots.ends();
+            let living = self.living();
+            let Err(trouble) = self.keeper(&living).keep(range) else {
+                living.lineage.mark(range);
+                return living;
             };
-            keeper.keep(range);
-        }
-        gate
-    }
-
-    /// Freezes the volume at this instant. A frozen image that is gone makes room for the new one.
-    ///
-    /// Writers wait from the moment that no new write is let in until the map is taken: for writes in flight, an fdatasync of
-    /// what was written since the last one ahead of the window, and a FIEMAP (about a microsecond an extent). Seen on a
-    /// 1 GiB file: 1–6 ms without writers, 25–85 ms under one that writes 4 KiB at random as fast as it can.
-    /// [`Origin::last_freeze_window`] tells how long it was, and so does the log.
-    ///
-    /// # Errors
-    /// [`CowError::Busy`] while another frozen image lives, [`CowError::SyncFailed`] once a sync has failed, and what the survey and the storage say.
-    pub fn freeze(self: &Arc<Self>) -> Result<Arc<dyn FrozenImage>, CowError> {
-        let busy = |gate: &Option<Arc<Frozen>>| gate.as_ref().is_some_and(|frozen| !frozen.is_lost());
-        if busy(&self.gate.read().unwrap_or_else(PoisonError::into_inner)) {
-            return Err(CowError::Busy);
-        }
-        if let Some(reason) = self.write_back.failure() {
-            return Err(CowError::SyncFailed(reason));
-        }
-        self.sync_ahead()?;
-
-        let begun = Instant::now();
-        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        if busy(&gate) {
-            return Err(CowError::Busy);
-        }
-        self.sync()?;
-        let survey = self.ground.survey()?;
-        if survey.content.size() != self.size() {
-            return Err(CowError::SizeChanged {
-                opened: self.size(),
-                now: survey.content.size(),
-            });
-        }
-        if let Standing::ContentLost(reason) = survey.witness.check() {
-            return Err(CowError::WitnessLost(reason));
-        }
-        let slots = Slot::count(self.copy_area.size());
-        let frozen = Arc::new(Frozen::new(survey, slots, self.clock.next()));
-        *gate = Some(Arc::clone(&frozen));
-        drop(gate);
-
-        let window = begun.elapsed();
-        *self.last_window.lock().unwrap_or_else(PoisonError::into_inner) = Some(window);
-        tracing::info!(frozen = %frozen.description.uuid, ?window, "frozen");
-        Ok(Arc::new(CowImage {
-            frozen,
-            origin: Arc::clone(self),
-        }))
-    }
-
-    /// Most of the dirty data goes out while writers go on: again and again, since each round leaves only what was written during
-    /// it, and the last one is the window's.
-    fn sync_ahead(&self) -> io::Result<()> {
-        for _ in 0..SYNC_AHEAD_ROUNDS {
-            let begun = Instant::now();
-            self.flush()?;
-            if begun.elapsed() < SYNC_AHEAD_ENOUGH {
-                break;
+            if wait.is_none() {
+                wait = Wait::begin(&self.waiting, self.options.on_full, &trouble);
+            }
+            match wait.as_ref().and_then(Wait::patience) {
+                Some(patience) => {
+                    // Outside of the gate: the thaw that we wait for has to pass it.
+                    drop(living);
+                    self.slots.wait_for_end(ends, patience);
+                }
+                None => living.give_up(&trouble),
             }
         }
-        Ok(())
     }
 
-    /// How long the last freeze held writers at most.
-    pub fn last_freeze_window(&self) -> Option<Duration> {
-        *self.last_window.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends `frozen`. Its last writers are waited for, so that no late copy meets the slots of the next image.
-    pub(super) fn thaw(&self, frozen: &Arc<Frozen>) {
-        let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        frozen.end("it was thawed");
-        if gate.as_ref().is_some_and(|current| Arc::ptr_eq(current, frozen)) {
-            *gate = None;
+    fn keeper<'a>(&'a self, living: &'a Living) -> Keeper<'a> {
+        Keeper {
+            unit: self.options.unit,
+            images: &living.images,
+            origin: &*self.backing,
+            copy_area: &*self.copy_area,
+            claims: &self.claims,
+            slots: &self.slots,
+            clock: &self.clock,
         }
     }
 
-    /// How full the copy area is.
+    /// In what pieces old data is kept.
+    pub fn copy_unit(&self) -> CopyUnit {
+        self.options.unit
+    }
+
+    /// What is used of the copy area.
     pub fn copy_area_use(&self) -> CopyAreaUse {
-        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-        CopyAreaUse {
-            used: gate.as_ref().map_or(0, |frozen| frozen.slots_used()) * COPY_UNIT,
-            size: Slot::count(self.copy_area.size()) * COPY_UNIT,
+        let (used, size) = self.slots.used();
+        CopyAreaUse { used, size }
+    }
+
+    /// How the copy area is. Asked at any time: it waits for no writer and no freeze.
+    pub fn copy_area_state(&self) -> CopyAreaState {
+        CopyAreaState {
+            fill: self.copy_area_use(),
+            fullness: self.slots.fullness(),
+            on_full: self.options.on_full,
+            held_writers: self.waiting.count(),
         }
-    }
-
-    pub(super) fn backing(&self) -> &dyn Backing {
-        &*self.backing
-    }
-
-    pub(super) fn copy_area(&self) -> &dyn Backing {
-        &*self.copy_area
     }
 }

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
+use crate::frozen::changed::ChangedMap;
 use crate::generation::Generation;
 use crate::map::{Content, Extent};
 use crate::range::ByteRange;
@@ -116,6 +117,15 @@ impl From<Extent> for StatusExtent {
     }
 }
 
+/// How full the area is that keeps old data for a frozen image, and perhaps for others beside it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CopyAreaUse {
+    /// Bytes that hold old data.
+    pub used: u64,
+    /// Bytes that can hold old data.
+    pub size: u64,
+}
+
 /// Why a frozen image gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum FrozenError {
@@ -197,6 +207,26 @@ pub trait FrozenImage: Send + Sync {
     /// # Errors
     /// [`FrozenError`].
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError>;
+
+    /// How full its copy area is, where it has one; when it is full the frozen image may end.
+    fn copy_area(&self) -> Option<CopyAreaUse> {
+        None
+    }
+
+    /// The older frozen images of the same volume that [`changed_since`](Self::changed_since) knows, oldest first.
+    fn lineage(&self) -> Vec<Uuid> {
+        Vec::new()
+    }
+
+    /// What changed between the freeze of an `older` frozen image, alive or thawed, and the freeze of this one. What was written after
+    /// this freeze is not in it. `None` where that is not known for certain: then everything counts as changed.
+    fn changed_since(&self, older: Uuid) -> Option<ChangedMap> {
+        let _ = older;
+        None
+    }
+
+    /// Asks that later frozen images know what changed since this one, after its thaw too. Without this they do as long as it lives.
+    fn keep_lineage(&self) {}
 
     /// Ends the frozen image and gives back what it holds. Every later call says [`FrozenError::Gone`].
     fn thaw(&self);

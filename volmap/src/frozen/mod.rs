@@ -9,6 +9,7 @@
 //! * **H5** [`FrozenImage::read_at`] copies into the caller's memory, and only then checks that what it copied was frozen;
 //! * **H6** once the content is lost, every call says [`FrozenError::Gone`], for good.
 
+mod changed;
 pub(crate) mod clone_name;
 mod error;
 pub(crate) mod fixed;
@@ -25,7 +26,10 @@ pub(crate) mod quiesce;
 pub(crate) mod reflink;
 pub(crate) mod still_file;
 
+pub use changed::ChangedMap;
 pub use clone_name::leftover_clones;
 pub use error::FreezeError;
-pub use image::{Attestation, Description, FrozenError, FrozenImage, Stability, StatusExtent, Strength};
+pub use image::{
+    Attestation, CopyAreaUse, Description, FrozenError, FrozenImage, Stability, StatusExtent, Strength,
+};
 pub use lvm_snapshot::SnapshotSize;

@@ -23,7 +23,7 @@ pub(crate) use direct_read::read_direct;
 pub use error::StorageError;
 pub(crate) use error::at;
 pub use live_volume::{LiveVolume, Zeroing};
-pub(crate) use settle::{settle_again, write_all_over};
+pub(crate) use settle::{settle_again, settle_all};
 pub use standing::Standing;
 pub(crate) use storage_file::{Caching, Guard, StorageFile};
 pub(crate) use write_back::WriteBack;

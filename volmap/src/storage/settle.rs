@@ -19,9 +19,10 @@ use crate::sys::file_system;
 /// Unit of `st_blocks`.
 const STAT_BLOCK: u64 = 512;
 
-/// Gives `storage` its size, a multiple of `unit`, and writes zeroes wherever a block has no place of its own yet: everywhere
-/// on a device, since nobody knows what lies below it.
-pub(crate) fn write_all_over(storage: &mut StorageFile, size: u64, unit: u64) -> Result<(), StorageError> {
+/// Gives `storage` its size, a multiple of `unit`, and every block of it a place: of a file by writing zeroes wherever a block has
+/// none of its own yet. The blocks of a device have their places at once; a layer below that moves them when they are written to is
+/// not understood, and no location is given through it.
+pub(crate) fn settle_all(storage: &mut StorageFile, size: u64, unit: u64) -> Result<(), StorageError> {
     let (path, available) = (storage.path.clone(), storage.size());
     if storage.kind == VolumeKind::BlockDevice && size > available {
         return Err(StorageError::DeviceTooSmall {
@@ -47,30 +48,28 @@ fn settle(storage: &mut StorageFile, size: u64, unit: u64) -> io::Result<()> {
     settle_again(storage, unit)
 }
 
-/// Writes zeroes wherever a block has no place of its own (any more): somebody may have cloned or punched the file.
+/// Of a file, writes zeroes wherever a block has no place of its own (any more): somebody may have cloned or punched the file.
 pub(crate) fn settle_again(storage: &StorageFile, unit: u64) -> io::Result<()> {
+    if storage.kind == VolumeKind::BlockDevice {
+        return Ok(());
+    }
     let size = storage.size();
-    let whole = || ByteRange::new(0, size).into_iter().collect();
-    let ranges: Vec<ByteRange> = if storage.kind == VolumeKind::BlockDevice {
-        whole()
-    } else {
-        // Room first, and not by trial: a failing fallocate takes all that is left before it says so.
-        let allocated = storage.file.metadata()?.blocks() * STAT_BLOCK;
-        let room = fstatvfs(&storage.file)?;
-        if u128::from(size - allocated.min(size))
-            > u128::from(room.blocks_available()) * u128::from(room.fragment_size())
-        {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        match file_system::allocate(&storage.file, 0, size) {
-            Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => {}
-            other => other?,
-        }
-        match fiemap::extents(&storage.file) {
-            Ok(extents) => unsettled(&extents, size, unit),
-            // No FIEMAP, no locations; but what is written now cannot run out of room later.
-            Err(_) => whole(),
-        }
+    // Room first, and not by trial: a failing fallocate takes all that is left before it says so.
+    let allocated = storage.file.metadata()?.blocks() * STAT_BLOCK;
+    let room = fstatvfs(&storage.file)?;
+    if u128::from(size - allocated.min(size))
+        > u128::from(room.blocks_available()) * u128::from(room.fragment_size())
+    {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    match file_system::allocate(&storage.file, 0, size) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => {}
+        other => other?,
+    }
+    let ranges: Vec<ByteRange> = match fiemap::extents(&storage.file) {
+        Ok(extents) => unsettled(&extents, size, unit),
+        // No FIEMAP, no locations; but what is written now cannot run out of room later.
+        Err(_) => ByteRange::new(0, size).into_iter().collect(),
     };
     for range in ranges {
         storage.write_zeroes_at(range.start(), range.len())?;

@@ -2,12 +2,17 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
-use volmap::cow::Origin;
-use volmap::frozen::FrozenImage;
+use volmap::cow::{CopyAreaSpec, CowError, OnFull, Origin};
+use volmap::frozen::{Attestation, FrozenImage};
+use volmap::generation::GenerationClock;
 use volmap::identity::Identity;
 use volmap::layers::Layers;
+use volmap::limits::COPY_AREA_HEADER;
+use volmap::storage::StorageError;
 use volmap::sys::clone::clone_file;
 
 use crate::rig::{Rig, path, pattern, read_all, run, whole_status};
@@ -102,4 +107,68 @@ fn a_file_system_and_a_copy_of_it_are_told_apart() {
         let disk = image.graph().store(resolved.disk().unwrap().store);
         assert_eq!(disk.identity.as_str(), "id:lun1");
     }
+}
+
+/// The blocks of a device have their places at once: nothing but the header is written before it is needed.
+#[test]
+fn an_origin_and_its_copy_area_may_be_partitions_of_one_lun() {
+    let test = "an_origin_and_its_copy_area_may_be_partitions_of_one_lun";
+    let Some(mut rig) = Rig::new(test, 16, &[]) else {
+        return;
+    };
+    let lun = rig.lun.clone();
+    let device = rig.attach(&lun, &["--direct-io=on", "--partscan"]);
+    run(
+        "addpart",
+        &[path(&device), "1", "2049", &(SIZE / 512).to_string()],
+    )
+    .unwrap();
+    run("addpart", &[path(&device), "2", "16384", "8192"]).unwrap();
+    let [origin, copy_area] = ["p1", "p2"].map(|part| PathBuf::from(format!("{}{part}", path(&device))));
+    let write = |device: &Path, bytes: &[u8], at| {
+        let file = File::options().write(true).open(device).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+        file.sync_all().unwrap();
+    };
+    write(&origin, &pattern(SIZE, 1), 0);
+    let untouched = 3 << 19;
+    write(&copy_area, b"somebody's", untouched);
+
+    let live = rig.origin(&origin, &copy_area);
+    let layers = || Arc::new(rig.layers());
+    let spec = |path: &Path| CopyAreaSpec {
+        path: path.into(),
+        size: None,
+        on_full: OnFull::Break,
+    };
+    let again = Origin::open(&origin, &spec(&copy_area), layers(), clock()).map(drop);
+    assert!(
+        matches!(again, Err(CowError::Storage(StorageError::InUse { .. }))),
+        "{again:?}"
+    );
+    let image = live.freeze().unwrap();
+    assert_eq!(image.description().attestation, Attestation::Unattested);
+    overwrite_and_compare(&rig, &live, &*image);
+    let mut kept = [0; 10];
+    File::open(&lun)
+        .unwrap()
+        .read_exact_at(&mut kept, (16384 * 512) + untouched)
+        .unwrap();
+    assert_eq!(&kept, b"somebody's", "not written over");
+    drop((image, live));
+
+    // It is known again, and a device that holds something else is not taken for one.
+    let live = Origin::open(&origin, &spec(&copy_area), layers(), clock()).unwrap();
+    assert_eq!(live.copy_area_use().size, (4 << 20) - COPY_AREA_HEADER);
+    drop(live);
+    write(&copy_area, b"!", 0);
+    let refused = Origin::open(&origin, &spec(&copy_area), layers(), clock()).map(drop);
+    assert!(
+        matches!(refused, Err(CowError::Storage(StorageError::Foreign { .. }))),
+        "{refused:?}"
+    );
+}
+
+fn clock() -> Arc<GenerationClock> {
+    Arc::new(GenerationClock::start().unwrap())
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nix::libc;
 use tempfile::TempDir;
-use volmap::cow::{CopyAreaSpec, Origin};
+use volmap::cow::{CopyAreaSpec, OnFull, Origin};
 use volmap::freeze::{FreezeError, FreezeOptions, Method, freeze};
 use volmap::frozen::{FrozenImage, StatusExtent};
 use volmap::generation::GenerationClock;
@@ -136,6 +136,7 @@ impl Rig {
         let copy_area = CopyAreaSpec {
             path: copy_area.into(),
             size: Some(2 << 20),
+            on_full: OnFull::Break,
         };
         Origin::open(origin, &copy_area, Arc::new(layers), Arc::clone(&self.clock)).unwrap()
     }

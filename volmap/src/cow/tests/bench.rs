@@ -1,14 +1,15 @@
 //! An origin in memory, and the check that its locations tell the truth.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use crate::cow::tests::memory::{Hooks, Memory, Moment, Side};
-use crate::cow::{CowError, Ground, Origin, Survey, Witness};
+use crate::cow::{CopyOptions, CopyUnit, CowError, Ground, OnFull, Origin, Survey, Witness};
 use crate::frozen::{Attestation, FrozenError, FrozenImage, StatusExtent};
 use crate::generation::GenerationClock;
 use crate::identity::Identity;
-use crate::limits::COPY_UNIT;
+use crate::limits::COPY_AREA_HEADER;
 use crate::map::Content;
 use crate::range::ByteRange;
 use crate::storage::Standing;
@@ -19,6 +20,8 @@ pub(super) struct Bench {
     pub(super) origin: Memory,
     pub(super) copy_area: Memory,
     pub(super) standing: Arc<Mutex<Standing>>,
+    /// Whether somebody else opened the origin; a survey renews the guard.
+    pub(super) was_open: Arc<AtomicBool>,
     pub(super) hooks: Hooks,
 }
 
@@ -26,6 +29,7 @@ pub(super) struct Bench {
 struct MemoryGround {
     origin: Memory,
     standing: Arc<Mutex<Standing>>,
+    was_open: Arc<AtomicBool>,
     sizes: [u64; 2],
 }
 
@@ -38,11 +42,15 @@ impl Witness for Told {
 }
 
 impl Ground for MemoryGround {
-    fn survey(&self) -> Result<Survey, CowError> {
+    fn survey(&self, alone: bool) -> Result<Survey, CowError> {
         assert!(
             !self.origin.is_dirty(),
             "a map shows nothing of what is not on the device"
         );
+        let origin_was_open = alone && self.was_open.swap(false, Ordering::SeqCst);
+        if origin_was_open {
+            *self.standing.lock().unwrap() = Standing::Good;
+        }
         let mut graph = StoreGraph::new();
         let [origin, copy_area] = ["origin", "copy"].map(|name| Identity::new("id", name).unwrap());
         let [origin, copy_area] =
@@ -62,6 +70,7 @@ impl Ground for MemoryGround {
             copy_area: Some(copy_area),
             attestation: Attestation::Witnessed,
             witness: Box::new(Told(Arc::clone(&self.standing))),
+            origin_was_open,
         })
     }
 }
@@ -74,8 +83,30 @@ pub(super) fn original(offset: u64) -> u8 {
 impl Bench {
     /// An origin of `size` bytes with data in `filled`.
     pub(super) fn new(size: u64, slots: u64, filled: &[ByteRange]) -> Self {
+        Self::with(size, slots, filled, CopyOptions::default())
+    }
+
+    /// `size` bytes, all data, whose writers are held when the copy area is full.
+    pub(super) fn holding(size: u64, slots: u64, limit: Duration) -> Self {
+        let options = CopyOptions {
+            on_full: OnFull::Hold(limit),
+            ..CopyOptions::default()
+        };
+        Self::with(size, slots, &[ByteRange::new(0, size).unwrap()], options)
+    }
+
+    /// The same in units of `unit` bytes.
+    pub(super) fn in_units(unit: u64, size: u64, slots: u64) -> Self {
+        let options = CopyOptions {
+            unit: CopyUnit::new(unit).unwrap(),
+            ..CopyOptions::default()
+        };
+        Self::with(size, slots, &[ByteRange::new(0, size).unwrap()], options)
+    }
+
+    fn with(size: u64, slots: u64, filled: &[ByteRange], options: CopyOptions) -> Self {
         let hooks = Hooks::default();
-        let copy_size = (slots + 1) * COPY_UNIT;
+        let copy_size = COPY_AREA_HEADER + slots * options.unit.bytes();
         let origin = Memory::new(Side::Origin, size, hooks.clone());
         let copy_area = Memory::new(Side::CopyArea, copy_size, hooks.clone());
         for range in filled {
@@ -83,19 +114,22 @@ impl Bench {
             origin.poke(range.start(), &bytes);
         }
         let standing = Arc::new(Mutex::new(Standing::Good));
+        let was_open = Arc::new(AtomicBool::new(false));
         let ground = MemoryGround {
             origin: origin.clone(),
             standing: Arc::clone(&standing),
+            was_open: Arc::clone(&was_open),
             sizes: [size, copy_size],
         };
         let clock = Arc::new(GenerationClock::start().unwrap());
         let (a, b) = (Box::new(origin.clone()), Box::new(copy_area.clone()));
-        let live = Origin::with_backings(a, b, Box::new(ground), clock).unwrap();
+        let live = Origin::with_backings(a, b, Box::new(ground), clock, options).unwrap();
         Self {
             live,
             origin,
             copy_area,
             standing,
+            was_open,
             hooks,
         }
     }

@@ -10,7 +10,7 @@ use nix::libc;
 use tempfile::TempDir;
 
 use crate::cow::tests::bench::{original, read_all};
-use crate::cow::{CopyAreaSpec, CowError, Origin};
+use crate::cow::{CopyAreaSpec, CowError, OnFull, Origin};
 use crate::frozen::{Attestation, FrozenError};
 use crate::generation::GenerationClock;
 use crate::identity::Identity;
@@ -49,6 +49,7 @@ impl Site {
         let copy_area = CopyAreaSpec {
             path: self.copy(),
             size,
+            on_full: OnFull::Break,
         };
         let clock = Arc::new(GenerationClock::start().unwrap());
         Origin::open(&self.origin(), &copy_area, Arc::new(layers), clock)
@@ -145,6 +146,54 @@ fn a_writer_ends_the_frozen_image() {
     }
 }
 
+/// A freeze renews what was lost, and must not make an image whole that has not noticed yet.
+#[test]
+fn a_writer_ends_every_frozen_image_also_those_that_nobody_asked() {
+    for intruded in [Site::origin, Site::copy] {
+        let site = Site::new();
+        let live = site.open();
+        let [one, two] = [live.freeze().unwrap(), live.freeze().unwrap()];
+        intrude(&intruded(&site), true);
+        let next = live.freeze().unwrap();
+        let kept = intruded(&site) == site.copy();
+        assert_eq!(
+            next.lineage().len(),
+            if kept { 2 } else { 0 },
+            "what changed of the origin"
+        );
+        assert!(read_all(&*next).unwrap() == site.frozen);
+        for image in [one, two] {
+            assert!(matches!(image.status(whole(), 1), Err(FrozenError::Gone(_))));
+            assert!(matches!(image.read_at(0, &mut [0]), Err(FrozenError::Gone(_))));
+        }
+    }
+}
+
+#[test]
+fn a_reader_takes_the_locations_of_every_frozen_image_until_all_are_thawed() {
+    for intruded in [Site::origin, Site::copy] {
+        let site = Site::new();
+        let live = site.open();
+        let one = live.freeze().unwrap();
+        intrude(&intruded(&site), false);
+        let two = live.freeze().unwrap();
+        live.write_at(0, &[1], false).unwrap();
+        for image in [&one, &two] {
+            let extents = image.status(whole(), usize::MAX).unwrap();
+            assert!(
+                extents
+                    .iter()
+                    .all(|e| !e.generation.is_direct() && e.place.is_none())
+            );
+            assert!(read_all(&**image).unwrap() == site.frozen);
+        }
+        one.thaw();
+        two.thaw();
+        let next = live.freeze().unwrap();
+        assert!(next.status(whole(), 1).unwrap()[0].generation.is_direct());
+    }
+}
+
 #[test]
 fn leases_end_with_the_origin() {
     let site = Site::new();
@@ -194,6 +243,7 @@ fn a_declared_disk_is_one_origin_or_copy_area_only() {
         let area = CopyAreaSpec {
             path: site.dir.path().join(copy),
             size: Some(COPY_AREA_MIN),
+            on_full: OnFull::Break,
         };
         let clock = Arc::new(GenerationClock::start().unwrap());
         Origin::open(&site.dir.path().join(origin), &area, Arc::new(declared()), clock)

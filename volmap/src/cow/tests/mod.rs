@@ -5,8 +5,13 @@
 )]
 
 mod bench;
+mod cost;
+mod durability;
 mod files;
+mod holding;
+mod lineage;
 mod memory;
 mod model;
 mod races;
+mod several;
 mod trouble;

@@ -1,17 +1,24 @@
 //! The frozen view against a plain copy of the origin, under any order of requests.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use proptest::prelude::*;
+use uuid::Uuid;
 
+use crate::cow::CopyUnit;
 use crate::cow::tests::bench::{Bench, read_all};
 use crate::frozen::{FrozenError, FrozenImage};
 use crate::limits::COPY_UNIT;
+use crate::map::Content;
 use crate::range::ByteRange;
 
 const SIZE: u64 = 5 * COPY_UNIT + 777;
+
+/// As many frozen images as live at a time.
+const IMAGES: usize = 4;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -19,7 +26,10 @@ enum Step {
     Trim(u64, u64),
     Zero(u64, u64, bool),
     Freeze,
-    Thaw,
+    /// Of the images that live, counted around.
+    Thaw(usize),
+    Keep(usize),
+    Forget(usize),
     Read(u64, u64),
 }
 
@@ -37,8 +47,10 @@ fn steps() -> impl Strategy<Value = Step> {
         6 => (spans(), any::<u8>()).prop_map(|((offset, len), byte)| Step::Write(offset, len, byte)),
         2 => spans().prop_map(|(offset, len)| Step::Trim(offset, len)),
         2 => (spans(), any::<bool>()).prop_map(|((offset, len), no_hole)| Step::Zero(offset, len, no_hole)),
-        2 => Just(Step::Freeze),
-        1 => Just(Step::Thaw),
+        3 => Just(Step::Freeze),
+        2 => (0..IMAGES).prop_map(Step::Thaw),
+        1 => (0..IMAGES).prop_map(Step::Keep),
+        1 => (0..IMAGES).prop_map(Step::Forget),
         3 => spans().prop_map(|(offset, len)| Step::Read(offset, len)),
     ]
 }
@@ -55,66 +67,227 @@ fn span(offset: u64, len: u64) -> std::ops::Range<usize> {
     offset as usize..(offset + len) as usize
 }
 
+/// A frozen image, and what has to be true of it.
+struct Known {
+    image: Arc<dyn FrozenImage>,
+    content: Vec<u8>,
+    /// Units with data at the freeze.
+    data: BTreeSet<u64>,
+    /// The copy that a unit moved to, by the number of the request that made it.
+    copies: BTreeMap<u64, usize>,
+    /// What was written since the freezes that were known at its own.
+    changed: BTreeMap<Uuid, BTreeSet<u64>>,
+}
+
+/// The volume and its frozen images, as they have to be.
+struct World {
+    bench: Bench,
+    live: Vec<u8>,
+    known: Vec<Known>,
+    /// What was written since each freeze that is remembered.
+    since: BTreeMap<Uuid, BTreeSet<u64>>,
+    kept: BTreeSet<Uuid>,
+    requests: usize,
+}
+
+impl World {
+    fn new(filled: &[ByteRange], slots: u64) -> Self {
+        let bench = Bench::new(SIZE, slots, filled);
+        Self {
+            live: bench.snapshot(),
+            bench,
+            known: Vec::new(),
+            since: BTreeMap::new(),
+            kept: BTreeSet::new(),
+            requests: 0,
+        }
+    }
+
+    fn change(&mut self, offset: u64, len: u64, byte: u8) {
+        self.live[span(offset, len)].fill(byte);
+        self.requests += 1;
+        for unit in CopyUnit::default().touching(ByteRange::new(offset, len).unwrap()) {
+            for written in self.since.values_mut() {
+                written.insert(unit);
+            }
+            for known in &mut self.known {
+                if known.data.contains(&unit) {
+                    known.copies.entry(unit).or_insert(self.requests);
+                }
+            }
+        }
+    }
+
+    fn freeze(&mut self) {
+        if self.known.len() == IMAGES {
+            return;
+        }
+        let image = self.bench.live.freeze().unwrap();
+        let whole = ByteRange::new(0, SIZE).unwrap();
+        let data = image.content(whole, usize::MAX).unwrap().into_iter();
+        let data = data.filter(|extent| extent.content == Content::Data);
+        let known = Known {
+            content: self.live.clone(),
+            data: data
+                .flat_map(|extent| CopyUnit::default().touching(extent.range))
+                .collect(),
+            copies: BTreeMap::new(),
+            changed: self.since.clone(),
+            image,
+        };
+        self.since.insert(known.image.description().uuid, BTreeSet::new());
+        self.known.push(known);
+    }
+
+    fn thaw(&mut self, nth: usize) {
+        if self.known.is_empty() {
+            return;
+        }
+        let known = self.known.remove(nth % self.known.len());
+        known.image.thaw();
+        assert!(matches!(read_all(&*known.image), Err(FrozenError::Gone(_))));
+        let uuid = known.image.description().uuid;
+        if !self.kept.contains(&uuid) {
+            self.since.remove(&uuid);
+            self.known
+                .iter_mut()
+                .for_each(|other| drop(other.changed.remove(&uuid)));
+        }
+    }
+
+    fn keep(&mut self, nth: usize) {
+        if let Some(known) = self.known.get(nth) {
+            known.image.keep_lineage();
+            self.kept.insert(known.image.description().uuid);
+        }
+    }
+
+    fn forget(&mut self, nth: usize) {
+        let lives = |uuid: &Uuid| {
+            self.known
+                .iter()
+                .any(|known| known.image.description().uuid == *uuid)
+        };
+        let Some(uuid) = self.kept.iter().filter(|uuid| !lives(uuid)).nth(nth).copied() else {
+            return;
+        };
+        assert!(self.bench.live.forget_lineage(uuid));
+        self.kept.remove(&uuid);
+        self.since.remove(&uuid);
+        self.known
+            .iter_mut()
+            .for_each(|other| drop(other.changed.remove(&uuid)));
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Write(offset, len, byte) => {
+                let data = vec![byte; len as usize];
+                self.bench
+                    .live
+                    .write_at(offset, &data, byte.is_multiple_of(2))
+                    .unwrap();
+                self.change(offset, len, byte);
+            }
+            Step::Trim(offset, len) => {
+                self.bench.live.trim(offset, len, false).unwrap();
+                self.change(offset, len, 0);
+            }
+            Step::Zero(offset, len, no_hole) => {
+                self.bench.live.write_zeroes(offset, len, no_hole, false).unwrap();
+                self.change(offset, len, 0);
+            }
+            Step::Freeze => self.freeze(),
+            Step::Thaw(nth) => self.thaw(nth),
+            Step::Keep(nth) => self.keep(nth),
+            Step::Forget(nth) => self.forget(nth),
+            Step::Read(offset, len) => {
+                let mut bytes = vec![0xEE; len as usize];
+                self.bench.live.read_at(offset, &mut bytes).unwrap();
+                assert!(bytes == self.live[span(offset, len)]);
+                for known in &self.known {
+                    known.image.read_at(offset, &mut bytes).unwrap();
+                    assert!(bytes == known.content[span(offset, len)]);
+                }
+            }
+        }
+    }
+
+    fn check(&self) {
+        for known in &self.known {
+            assert!(read_all(&*known.image).unwrap() == known.content);
+            let kept = self.bench.check_locations(&*known.image, &known.content, || {});
+            assert_eq!(
+                kept, SIZE,
+                "everything is direct again once the map is asked anew"
+            );
+            let older: BTreeSet<Uuid> = known.image.lineage().into_iter().collect();
+            assert_eq!(older, known.changed.keys().copied().collect());
+            for (older, expected) in &known.changed {
+                let map = known.image.changed_since(*older).unwrap();
+                let units = (0..=SIZE / COPY_UNIT).filter(|unit| map.is_changed(unit * COPY_UNIT));
+                assert_eq!(units.collect::<BTreeSet<u64>>(), *expected);
+            }
+        }
+        // One copy for all who need it, and none that nobody needs.
+        let copies = self.known.iter().flat_map(|known| &known.copies);
+        let copies: BTreeSet<_> = copies.collect();
+        assert_eq!(
+            self.bench.live.copy_area_use().used,
+            copies.len() as u64 * COPY_UNIT
+        );
+        assert!(self.bench.snapshot() == self.live);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn frozen_view_is_constant_under_any_write_order(filled in filled(), steps in proptest::collection::vec(steps(), 1..40)) {
-        let bench = Bench::new(SIZE, 6, &filled);
-        let mut live = bench.snapshot();
-        let mut frozen: Option<(Arc<dyn FrozenImage>, Vec<u8>)> = None;
+    fn frozen_view_is_constant_under_any_write_order(filled in filled(), steps in proptest::collection::vec(steps(), 1..50)) {
+        let mut world = World::new(&filled, 6 * IMAGES as u64);
         for step in steps {
-            match step {
-                Step::Write(offset, len, byte) => {
-                    bench.live.write_at(offset, &vec![byte; len as usize], byte % 2 == 0).unwrap();
-                    live[span(offset, len)].fill(byte);
-                }
-                Step::Trim(offset, len) => {
-                    bench.live.trim(offset, len, false).unwrap();
-                    live[span(offset, len)].fill(0);
-                }
-                Step::Zero(offset, len, no_hole) => {
-                    bench.live.write_zeroes(offset, len, no_hole, false).unwrap();
-                    live[span(offset, len)].fill(0);
-                }
-                Step::Freeze => match bench.live.freeze() {
-                    Ok(image) => {
-                        prop_assert!(frozen.is_none());
-                        frozen = Some((image, live.clone()));
-                    }
-                    Err(error) => prop_assert!(frozen.is_some(), "{error}"),
-                },
-                Step::Thaw => {
-                    if let Some((image, _)) = frozen.take() {
-                        image.thaw();
-                        prop_assert!(matches!(read_all(&*image), Err(FrozenError::Gone(_))));
-                    }
-                }
-                Step::Read(offset, len) => {
-                    let mut bytes = vec![0xEE; len as usize];
-                    bench.live.read_at(offset, &mut bytes).unwrap();
-                    prop_assert!(bytes == live[span(offset, len)]);
-                    if let Some((image, expected)) = &frozen {
-                        image.read_at(offset, &mut bytes).unwrap();
-                        prop_assert!(bytes == expected[span(offset, len)]);
-                    }
-                }
-            }
-            if let Some((image, expected)) = &frozen {
-                prop_assert!(read_all(&**image).unwrap() == *expected);
-                let kept = bench.check_locations(&**image, expected, || {});
-                prop_assert_eq!(kept, SIZE, "everything is direct again once the map is asked anew");
-            }
+            world.step(&step);
+            world.check();
         }
-        prop_assert!(bench.snapshot() == live);
+    }
+
+    /// With too little room images end. Those that stand are right, and writers never notice.
+    #[test]
+    fn frozen_views_are_right_or_gone_when_room_is_short(slots in 1..12u64, steps in proptest::collection::vec(steps(), 1..50)) {
+        let mut world = World::new(&[ByteRange::new(0, SIZE).unwrap()], slots);
+        for step in steps {
+            // What ended is not asked, but thawed by some later step or at the end.
+            world.known.retain(|known| known.image.stands().is_ok());
+            match step {
+                Step::Keep(_) | Step::Forget(_) | Step::Read(..) => {}
+                step => world.step(&step),
+            }
+            for known in &world.known {
+                match read_all(&*known.image) {
+                    Ok(bytes) => {
+                        prop_assert!(bytes == known.content);
+                        let kept = world.bench.check_locations(&*known.image, &known.content, || {});
+                        prop_assert_eq!(kept, SIZE);
+                    }
+                    Err(error) => prop_assert!(matches!(error, FrozenError::Gone(_)), "{error}"),
+                }
+            }
+            let fill = world.bench.live.copy_area_use();
+            prop_assert!(fill.used <= fill.size);
+            let standing = world.known.iter().filter(|known| known.image.stands().is_ok());
+            let copies: BTreeSet<_> = standing.flat_map(|known| &known.copies).collect();
+            prop_assert_eq!(fill.used, copies.len() as u64 * COPY_UNIT);
+            prop_assert!(world.bench.snapshot() == world.live);
+        }
     }
 }
 
 /// A generator that needs no crate: its seed is printed when a check fails.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(super) fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -125,7 +298,7 @@ impl Dice {
 #[test]
 fn frozen_view_is_constant_under_concurrent_writers() {
     for seed in 1..=6 {
-        let bench = Bench::full(SIZE, 6);
+        let bench = Bench::full(SIZE, 6 * IMAGES as u64);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             for writer in 0..3 {
@@ -150,15 +323,26 @@ fn frozen_view_is_constant_under_concurrent_writers() {
             }
             // The checks run in a scope of their own, so that a failed one stops the writers too.
             let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                for _ in 0..15 {
-                    let image = bench.live.freeze().unwrap();
-                    let frozen = read_all(&*image).unwrap();
-                    for _ in 0..4 {
-                        assert!(read_all(&*image).unwrap() == frozen, "seed {seed}");
-                        bench.check_locations(&*image, &frozen, thread::yield_now);
+                let mut dice = Dice(seed);
+                let mut images = Vec::new();
+                for _ in 0..40 {
+                    if images.len() < IMAGES && dice.roll(3) != 0 {
+                        let image = bench.live.freeze().unwrap();
+                        let frozen = read_all(&*image).unwrap();
+                        images.push((image, frozen));
+                    } else if !images.is_empty() {
+                        images
+                            .swap_remove(dice.roll(images.len() as u64) as usize)
+                            .0
+                            .thaw();
                     }
-                    image.thaw();
+                    for (image, frozen) in &images {
+                        assert!(read_all(&**image).unwrap() == *frozen, "seed {seed}");
+                        bench.check_locations(&**image, frozen, thread::yield_now);
+                    }
                 }
+                images.clear();
+                assert_eq!(bench.live.copy_area_use().used, 0, "seed {seed}: no slot is lost");
             }));
             stop.store(true, Ordering::Relaxed);
             checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -8,35 +8,35 @@ use std::thread;
 use crate::cow::tests::bench::{Bench, Hold, read_all};
 use crate::cow::tests::memory::{Moment, Operation, Side};
 use crate::frozen::{FrozenImage, StatusExtent};
-use crate::limits::{COPY_RUN_UNITS, COPY_UNIT};
+use crate::limits::{COPY_RUN, COPY_UNIT};
 use crate::range::ByteRange;
 
-type Request = fn(&Bench, u64, u64) -> io::Result<()>;
+pub(super) type Request = fn(&Bench, u64, u64) -> io::Result<()>;
 
-const REQUESTS: [Request; 4] = [
+pub(super) const REQUESTS: [Request; 4] = [
     |bench, offset, len| bench.live.write_at(offset, &vec![0x55; len as usize], false),
     |bench, offset, len| bench.live.trim(offset, len, false),
     |bench, offset, len| bench.live.write_zeroes(offset, len, false, true),
     |bench, offset, len| bench.live.write_zeroes(offset, len, true, false),
 ];
 
-fn before_the_old_data_is_read(moment: Moment) -> bool {
+pub(super) fn before_the_old_data_is_read(moment: Moment) -> bool {
     moment.side == Side::Origin && moment.operation == Operation::Read && !moment.done
 }
 
-fn between_copy_and_switch(moment: Moment) -> bool {
+pub(super) fn between_copy_and_switch(moment: Moment) -> bool {
     moment.side == Side::CopyArea && moment.operation == Operation::WriteThrough && moment.done
 }
 
-fn between_switch_and_write(moment: Moment) -> bool {
+pub(super) fn between_switch_and_write(moment: Moment) -> bool {
     moment.side == Side::Origin && moment.operation == Operation::Write && !moment.done
 }
 
-fn after_the_write(moment: Moment) -> bool {
+pub(super) fn after_the_write(moment: Moment) -> bool {
     moment.side == Side::Origin && moment.operation == Operation::Write && moment.done
 }
 
-const MOMENTS: [fn(Moment) -> bool; 4] = [
+pub(super) const MOMENTS: [fn(Moment) -> bool; 4] = [
     before_the_old_data_is_read,
     between_copy_and_switch,
     between_switch_and_write,
@@ -203,7 +203,8 @@ fn two_writers_of_a_unit_copy_it_once_and_both_wait() {
 
 #[test]
 fn a_long_write_copies_in_runs_that_share_a_generation() {
-    let units = COPY_RUN_UNITS + 3;
+    const RUN: u64 = COPY_RUN / COPY_UNIT;
+    let units = RUN + 3;
     let bench = Bench::full(units * COPY_UNIT, units);
     let frozen = bench.snapshot();
     let image = bench.live.freeze().unwrap();
@@ -214,7 +215,7 @@ fn a_long_write_copies_in_runs_that_share_a_generation() {
     let whole = ByteRange::new(0, units * COPY_UNIT).unwrap();
     let extents = image.status(whole, usize::MAX).unwrap();
     let lens: Vec<u64> = extents.iter().map(|e| e.range.len() / COPY_UNIT).collect();
-    assert_eq!(lens, [COPY_RUN_UNITS, 3]);
+    assert_eq!(lens, [RUN, 3]);
     assert_eq!(image.status(whole, 1).unwrap(), extents[..1]);
     assert!(read_all(&*image).unwrap() == frozen);
 }
@@ -258,7 +259,7 @@ fn a_thaw_waits_for_copies_in_flight() {
             done.fetch_add(1, Ordering::SeqCst);
         });
         thread::sleep(std::time::Duration::from_millis(50));
-        assert_eq!(done.load(Ordering::SeqCst), 0, "its slot is the next image's");
+        assert_eq!(done.load(Ordering::SeqCst), 0, "a write is in flight");
         hold.release();
         writer.join().unwrap();
         thawer.join().unwrap();

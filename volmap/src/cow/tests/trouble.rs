@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cow::tests::bench::{Bench, read_all};
 use crate::cow::tests::memory::{Operation, Side};
-use crate::cow::{CowError, Origin, OutOfBounds};
+use crate::cow::{CopyOptions, CowError, Origin, OutOfBounds};
 use crate::frozen::{FrozenError, FrozenImage, Stability};
-use crate::limits::COPY_UNIT;
+use crate::limits::{COPY_UNIT, FROZEN_IMAGES_MAX};
 use crate::map::Content;
 use crate::range::ByteRange;
 use crate::storage::Standing;
@@ -163,13 +163,12 @@ fn an_origin_that_could_not_be_synced_once_is_not_frozen_any_more() {
 }
 
 #[test]
-fn one_frozen_image_at_a_time_again_and_again() {
+fn one_frozen_image_after_another() {
     let bench = Bench::full(2 * COPY_UNIT, 8);
     let mut uuids = Vec::new();
     for round in 0..3 {
         let frozen = bench.snapshot();
         let image = bench.live.freeze().unwrap();
-        assert!(matches!(bench.live.freeze(), Err(CowError::Busy)));
         bench.live.write_at(0, &[round; 7], false).unwrap();
         assert!(read_all(&*image).unwrap() == frozen);
         assert_eq!(image.description().stability, Stability::Moves);
@@ -185,6 +184,22 @@ fn one_frozen_image_at_a_time_again_and_again() {
     }
     uuids.dedup();
     assert_eq!(uuids.len(), 3);
+}
+
+#[test]
+fn frozen_images_are_as_many_as_they_may_be() {
+    let bench = Bench::full(COPY_UNIT, 8);
+    let mut images: Vec<_> = (0..FROZEN_IMAGES_MAX)
+        .map(|_| bench.live.freeze().unwrap())
+        .collect();
+    assert!(matches!(bench.live.freeze(), Err(CowError::Busy)));
+    bench.live.write_at(0, &[1], false).unwrap();
+    assert_eq!(bench.live.copy_area_use().used, COPY_UNIT, "one copy serves all");
+    images.remove(3).thaw();
+    bench.live.freeze().unwrap();
+    for image in images {
+        assert_eq!(read_all(&*image).unwrap()[0], super::bench::original(0));
+    }
 }
 
 #[test]
@@ -329,6 +344,7 @@ fn a_copy_area_without_a_slot_is_refused() {
             Box::new(copy_area),
             Box::new(NoGround),
             clock(),
+            CopyOptions::default(),
         )
     };
     assert!(with(2 * COPY_UNIT).is_ok());
@@ -342,7 +358,7 @@ fn a_copy_area_without_a_slot_is_refused() {
 struct NoGround;
 
 impl crate::cow::Ground for NoGround {
-    fn survey(&self) -> Result<crate::cow::Survey, CowError> {
+    fn survey(&self, _: bool) -> Result<crate::cow::Survey, CowError> {
         Err(CowError::Busy)
     }
 }
