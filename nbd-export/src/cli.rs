@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
 
+use crate::config::Hooks;
+use crate::generate::GenerateArgs;
+use crate::host::KEPT_MAX;
 use crate::server::limits::{CONNECTIONS, CONNECTIONS_MAX, HANDSHAKE_DEADLINE};
 
 /// Publishes frozen images of volumes, with the map of where their bytes lie on the shared disk, over NBD.
@@ -25,6 +29,43 @@ pub struct Cli {
     pub verb: Verb,
 }
 
+/// Arguments of `serve` that a file takes the place of: all that say what is served, and how.
+const SAID_IN_THE_FILE: &[&str] = &[
+    "volumes",
+    "origin",
+    "copy_area",
+    "writable",
+    "socket",
+    "listen",
+    "insecure_plaintext",
+    "origin_listen",
+    "tls_dir",
+    "allow",
+    "tls",
+    "set",
+    "volume",
+    "files",
+    "filesystem",
+    "set_origin",
+    "pre_freeze",
+    "post_freeze",
+    "post_thaw",
+    "hook_timeout",
+    "state_dir",
+    "freeze",
+    "snapshot_size",
+    "keep_for_incremental",
+    "no_freeze",
+    "clone_dir",
+    "tag",
+    "identity",
+    "assume_exclusive",
+    "single",
+    "max_connections",
+    "handshake_timeout",
+    "control",
+];
+
 /// How errors are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum ErrorFormat {
@@ -42,11 +83,17 @@ pub enum Verb {
     Serve(ServeArgs),
     /// Freeze a volume, an origin or the set that a running agent serves; prints the NBD URIs of the frozen images.
     Freeze(FreezeArgs),
+    /// Freeze a volume, an origin or the set that a running agent serves, have a proxy's daemon back it up, and thaw.
+    Backup(BackupArgs),
+    /// What backup --detach leaves behind, to wait for the job.
+    #[command(hide = true)]
+    WatchBackup(WatchBackupArgs),
     /// End a frozen image, or those of a frozen set, and remove the exports.
     Thaw(ThawArgs),
     /// List volumes, origins, tags and frozen images of a running agent.
     List(ListArgs),
-    /// Find and show what killed agents left behind: clones, and immutable flags on quiesced files. With --yes they are removed.
+    /// Find and show what killed agents left behind: clones, immutable flags on quiesced files, snapshots of LVM and metadata snapshots
+    /// of thin pools. With --yes they are removed.
     Cleanup(CleanupArgs),
     /// What an agent starts for itself, to thaw file systems and run hooks whatever becomes of it.
     #[command(hide = true)]
@@ -55,12 +102,18 @@ pub enum Verb {
     Map(MapArgs),
     /// Show which ways to freeze fit a volume, how strong they are, and why the others do not.
     Probe(ProbeArgs),
+    /// Write manual pages or shell completions.
+    Generate(GenerateArgs),
 }
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// A volume: an image file or block device. NAME is taken from the file name if it is not given.
+    /// Serve what this file says (TOML), and that alone: of the other options only --ready-fd goes with it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = SAID_IN_THE_FILE)]
+    pub config: Option<PathBuf>,
+    /// A volume: a file, with whatever bytes it holds (of a qcow2 file the container, not the disk in it), or a block device. NAME is taken from
+    /// the file name if it is not given.
     #[arg(value_name = "[NAME=]VOLUME")]
     pub volumes: Vec<String>,
     /// Serve a volume read-write under NAME, with copy-before-write; needs a --copy-area each.
@@ -108,9 +161,12 @@ pub struct ServeArgs {
     /// Files of the set, by name or pattern (*, ? and [abc]; hidden files by name alone), as they are found at start.
     #[arg(long, value_name = "GLOB", num_args = 1.., requires = "set")]
     pub files: Vec<String>,
-    /// Mounted file systems of the set: the block devices that they lie on.
+    /// Mounted file systems of the set: the block devices that they lie on, without free space where that is known exactly.
     #[arg(long, value_name = "MOUNTPOINT", num_args = 1.., requires = "set")]
     pub filesystem: Vec<PathBuf>,
+    /// Origins of the set, by the names that --origin gives them. A set with origins is not frozen at start.
+    #[arg(long, value_name = "NAME", num_args = 1.., requires = "set")]
+    pub set_origin: Vec<String>,
     /// Command that runs before every freeze and brings the data into order (sh -c). Where it fails nothing is frozen.
     #[arg(long, value_name = "CMD")]
     pub pre_freeze: Option<String>,
@@ -121,7 +177,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "CMD")]
     pub post_thaw: Option<String>,
     /// Time that each of these commands has; then it is killed, with all that it started.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = RangedU64ValueParser::<u64>::new().range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = Hooks::TIMEOUT.as_secs(), value_parser = RangedU64ValueParser::<u64>::new().range(1..=3600))]
     pub hook_timeout: u64,
     /// Where it is written down what a crash would leave behind, for cleanup; $STATE_DIRECTORY, /var/lib/nbd-export for root,
     /// or nbd-export in $XDG_STATE_HOME if not given.
@@ -134,6 +190,11 @@ pub struct ServeArgs {
     /// at least 64M. It keeps what is overwritten while it lives; when it is full, the frozen image is gone.
     #[arg(long, value_name = "SIZE|PERCENT%")]
     pub snapshot_size: Option<String>,
+    /// Keep frozen images when they are thawed, so that later ones of their volume know what changed since: the newest N of each, 1 if not
+    /// given. Thaw a frozen image when its backup has committed; what was kept before it goes then. Where the backup failed, thaw --drop.
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "1",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=KEPT_MAX as u64))]
+    pub keep_for_incremental: Option<usize>,
     /// Do not freeze volumes at start, only on request.
     #[arg(long)]
     pub no_freeze: bool,
@@ -180,7 +241,8 @@ pub enum TlsMode {
 }
 
 /// How volumes are frozen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FreezeMethod {
     /// The strongest that fits.
     Auto,
@@ -209,12 +271,68 @@ pub struct FreezeArgs {
     pub client: ClientArgs,
 }
 
+/// How a proxy's daemon is reached, and how long it may be out of reach.
+#[derive(Debug, Args)]
+pub struct ProxyArgs {
+    /// The proxy's daemon: https://HOST[:PORT], or unix:///PATH on this machine.
+    #[arg(long, value_name = "URL")]
+    pub proxy: String,
+    /// Where certificates are, for https: ca-cert.pem, client-cert.pem and client-key.pem.
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// How long the frozen image is kept without a word of the proxy, or of this command. It is renewed while both go on.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = RangedU64ValueParser::<u64>::new().range(1..=86_400))]
+    pub hold: u64,
+}
+
+/// Arguments of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// The volume, origin or set, by the name that it is served under.
+    pub name: String,
+    /// The proxy.
+    #[command(flatten)]
+    pub at: ProxyArgs,
+    /// What the proxy's configuration calls this host; the name of this machine if not given.
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+    /// End with 4 unless at least this share of the data, in percent, was read from the LUN. The image is good all the same.
+    #[arg(long, value_name = "PERCENT")]
+    pub require_direct: Option<f64>,
+    /// Do not wait: a process of its own does, and thaws.
+    #[arg(long)]
+    pub detach: bool,
+    /// How to reach the agent, and how to print.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Arguments of `watch-backup`.
+#[derive(Debug, Args)]
+pub struct WatchBackupArgs {
+    /// The proxy.
+    #[command(flatten)]
+    pub at: ProxyArgs,
+    /// What is to be thawed.
+    #[arg(long)]
+    pub frozen: String,
+    /// The jobs.
+    #[arg(long)]
+    pub job: Vec<u64>,
+    /// The control socket of the agent.
+    #[arg(long)]
+    pub control: Option<PathBuf>,
+}
+
 /// Arguments of `thaw`.
 #[derive(Debug, Args)]
 pub struct ThawArgs {
-    /// The frozen image, by the name of its export, or the frozen set: NAME@ID, or NAME for the one made at start.
+    /// The frozen image, by the name of its export or its UUID, or the frozen set: NAME@ID, or NAME for the one made at start.
     #[arg(value_name = "NAME@ID")]
     pub export: String,
+    /// Do not keep it for incrementals. One that is kept already ends too, if it is given by its UUID.
+    #[arg(long)]
+    pub drop: bool,
     /// How to reach the agent, and how to print.
     #[command(flatten)]
     pub client: ClientArgs,
@@ -267,6 +385,9 @@ pub struct MapArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// Print a picture (SVG): the volume's line above, the line of each store below, and what lies where joined between them.
+    #[arg(long, conflicts_with = "json")]
+    pub svg: bool,
 }
 
 /// Arguments of `probe`.
@@ -280,4 +401,36 @@ pub struct ProbeArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_file_says_is_said_beside_it() {
+        let cli = Cli::command();
+        let serve = cli.find_subcommand("serve").unwrap();
+        let all: BTreeSet<&str> = serve.get_arguments().map(|arg| arg.get_id().as_str()).collect();
+        let beside = all.iter().filter(|name| !SAID_IN_THE_FILE.contains(name));
+        let beside: Vec<&&str> = beside
+            .filter(|name| !["help", "version"].contains(name))
+            .collect();
+        assert_eq!(beside, [&"config", &"ready_fd"]);
+        let parsed =
+            |more: &[&str]| Cli::try_parse_from([&["nbd-export", "serve", "--config", "/c"], more].concat());
+        assert!(parsed(&["--ready-fd", "3"]).is_ok());
+        for mixed in [
+            &["vm=/v"][..],
+            &["--listen", "[::1]:0"],
+            &["--hook-timeout", "30"],
+            &["--no-freeze"],
+        ] {
+            assert!(parsed(mixed).is_err(), "{mixed:?}");
+        }
+    }
 }

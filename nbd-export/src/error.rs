@@ -24,12 +24,22 @@ pub enum ErrorKind {
     NameTaken,
     /// There is no such volume or frozen image.
     UnknownName,
-    /// The volume has as many frozen images as it can have.
+    /// The volume has as many frozen images as it can have, or another freeze of it goes on.
     Busy,
     /// The frozen image is gone.
     Gone,
     /// No agent answers on the control socket, or it does not speak our language.
     Control,
+    /// The proxy's daemon does not answer, or refuses.
+    Proxy,
+    /// No good image came of a backup.
+    Backup,
+    /// Ranges of the volume could not be read.
+    Damaged,
+    /// A policy of the backup was missed; its image is good.
+    PolicyMissed,
+    /// The image that was made is bad.
+    ImageBad,
     /// The system failed us.
     System,
 }
@@ -39,7 +49,10 @@ impl ErrorKind {
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => 2,
+            Self::Damaged => 3,
+            Self::PolicyMissed => 4,
             Self::Gone => 5,
+            Self::ImageBad => 6,
             Self::Volume
             | Self::Listen
             | Self::Freeze
@@ -48,6 +61,8 @@ impl ErrorKind {
             | Self::UnknownName
             | Self::Busy
             | Self::Control
+            | Self::Proxy
+            | Self::Backup
             | Self::System => 1,
         }
     }
@@ -119,7 +134,7 @@ impl StdError for Error {}
 mod tests {
     use super::*;
 
-    const KINDS: [ErrorKind; 11] = [
+    const KINDS: [ErrorKind; 16] = [
         ErrorKind::Usage,
         ErrorKind::Volume,
         ErrorKind::Listen,
@@ -130,6 +145,11 @@ mod tests {
         ErrorKind::Busy,
         ErrorKind::Gone,
         ErrorKind::Control,
+        ErrorKind::Proxy,
+        ErrorKind::Backup,
+        ErrorKind::Damaged,
+        ErrorKind::PolicyMissed,
+        ErrorKind::ImageBad,
         ErrorKind::System,
     ];
 

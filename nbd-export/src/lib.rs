@@ -7,8 +7,10 @@ pub mod error;
 pub mod export;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod generate;
 pub mod host;
 pub mod proto;
+pub mod proxy;
 pub mod server;
 pub mod tls;
 pub mod uri;

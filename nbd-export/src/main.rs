@@ -16,6 +16,8 @@ fn main() -> ExitCode {
     };
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
+        // A log that nobody reads any more ends no server.
+        .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal())
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
         .init();
@@ -58,8 +60,10 @@ fn unparsed(error: &clap::Error) -> ExitCode {
 }
 
 fn report(error: &Error, format: ErrorFormat) {
-    match format {
-        ErrorFormat::Text => eprintln!("nbd-export: {error}"),
-        ErrorFormat::Json => eprintln!("{}", error.to_json()),
-    }
+    let line = match format {
+        ErrorFormat::Text => format!("nbd-export: {error}"),
+        ErrorFormat::Json => error.to_json().to_string(),
+    };
+    // The terminal may have been closed: what happened is told by the exit code, too.
+    writeln!(io::stderr(), "{line}").ok();
 }

@@ -6,10 +6,45 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nbd_export::uri::NbdUri;
+use nbd_export::config::parse_size;
+use nbd_export::uri::{NbdUri, UriError};
 use volmap::identity::Identity;
+use volmap::range::ByteRange;
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// Where a job lets batches wait whose turn to be written has not come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SpoolArgument {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Bytes at most; half of what is free there, if not given.
+    pub size: Option<u64>,
+}
+
+impl SpoolArgument {
+    /// Parses `DIR[,size=SIZE]`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let usage = |message: String| Error::new(ErrorKind::Usage, message);
+        let (directory, size) = match text.rsplit_once(",size=") {
+            Some((directory, size)) => {
+                let bytes = parse_size(size).map_err(|error| usage(format!("spool {text}: {error}")))?;
+                (directory, Some(bytes))
+            }
+            None => (text, None),
+        };
+        if directory.is_empty() {
+            return Err(usage(format!("spool {text}: no directory")));
+        }
+        Ok(Self {
+            directory: directory.into(),
+            size,
+        })
+    }
+}
 
 /// A disk that the operator lets a job read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,19 +53,35 @@ pub struct LunArgument {
     pub identity: Option<Identity>,
     /// Where it is on this machine.
     pub path: PathBuf,
+    /// What may be read of it; empty: all.
+    pub allowed: Vec<ByteRange>,
 }
 
 impl LunArgument {
-    /// Parses `[ID=]PATH`. What begins with `/` or `.` is wholly a path, since paths hold `=` and `:`.
+    /// Parses `[ID=]PATH[@START-END,…]`. What begins with `/` or `.` is wholly a path, since paths hold `=` and `:`; what follows the
+    /// last `@` is a list of ranges if it reads as one, and the end of the path otherwise.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`].
     pub fn parse(text: &str) -> Result<Self> {
+        if let Some((lun, ranges)) = text.rsplit_once('@')
+            && let Some(allowed) = ranges.split(',').map(range_of_bytes).collect()
+        {
+            return Ok(Self {
+                allowed,
+                ..Self::parse_whole(lun)?
+            });
+        }
+        Self::parse_whole(text)
+    }
+
+    fn parse_whole(text: &str) -> Result<Self> {
         let usage = |message: String| Error::new(ErrorKind::Usage, message);
         if text.starts_with(['/', '.']) {
             return Ok(Self {
                 identity: None,
                 path: text.into(),
+                allowed: Vec::new(),
             });
         }
         match text.split_once('=') {
@@ -41,6 +92,7 @@ impl LunArgument {
                 Ok(Self {
                     identity: Some(identity),
                     path: path.into(),
+                    allowed: Vec::new(),
                 })
             }
             None => Err(usage(format!(
@@ -50,15 +102,58 @@ impl LunArgument {
     }
 }
 
+/// As it is parsed.
+impl fmt::Display for LunArgument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(identity) = &self.identity {
+            write!(f, "{identity}=")?;
+        }
+        write!(f, "{}", self.path.display())?;
+        for (index, range) in self.allowed.iter().enumerate() {
+            write!(f, "{}{}-", if index == 0 { "@" } else { "," }, range.start())?;
+            if range.end() != u64::MAX {
+                write!(f, "{}", range.end())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `START-END`, `START-`: sizes; the end does not belong to it.
+fn range_of_bytes(text: &str) -> Option<ByteRange> {
+    let (start, end) = text.split_once('-')?;
+    let end = match end {
+        "" => u64::MAX,
+        end => parse_size(end).ok()?,
+    };
+    ByteRange::from_bounds(parse_size(start).ok()?, end)
+}
+
 /// Parses the URI of an export. A TLS directory of the command line is for a URI that names none.
 ///
 /// # Errors
 /// [`ErrorKind::Usage`]: no such URI, or a TLS directory for one that encrypts nothing.
 pub fn nbd_uri(text: &str, tls_directory: Option<&Path>) -> Result<NbdUri> {
+    encrypted_or_not(text, text.parse(), tls_directory)
+}
+
+/// The same, of a URI that may name a set of exports: `nbd://host/?set=NAME`.
+///
+/// # Errors
+/// As [`nbd_uri`].
+pub fn nbd_uri_with_set(text: &str, tls_directory: Option<&Path>) -> Result<(NbdUri, Option<String>)> {
+    let (uri, set) =
+        NbdUri::with_set(text).map_or_else(|error| (Err(error), None), |(uri, set)| (Ok(uri), set));
+    Ok((encrypted_or_not(text, uri, tls_directory)?, set))
+}
+
+fn encrypted_or_not(
+    text: &str,
+    uri: std::result::Result<NbdUri, UriError>,
+    tls_directory: Option<&Path>,
+) -> Result<NbdUri> {
     let usage = |message: String| Error::new(ErrorKind::Usage, message);
-    let uri: NbdUri = text
-        .parse()
-        .map_err(|error| usage(format!("{}: {error}", shown(text))))?;
+    let uri = uri.map_err(|error| usage(format!("{}: {error}", shown(text))))?;
     if uri.tls.is_none() && tls_directory.is_some() {
         return Err(usage(format!(
             "{text}: nothing is encrypted with this scheme, so there is no use for --tls-dir: write nbds"
@@ -216,9 +311,12 @@ mod tests {
             ErrorKind::Usage
         );
         assert_eq!(nbd_uri("nbd://h", None).unwrap().tls, None);
-        let named = |text| nbd_uri(text, directory).unwrap().tls.unwrap().directory;
-        assert_eq!(named("nbds://h"), Some("/pki".into()));
-        assert_eq!(named("nbds://h?tls-certificates=/mine"), Some("/mine".into()));
+        let named = |text, expected: &str| {
+            let uri = nbd_uri(text, directory).unwrap();
+            assert_eq!(uri.tls.unwrap().directory(), Some(Path::new(expected)));
+        };
+        named("nbds://h", "/pki");
+        named("nbds://h?tls-certificates=/mine", "/mine");
     }
 
     #[test]
@@ -242,6 +340,27 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn ranges_are_what_follows_the_last_at_sign_if_it_reads_so() {
+        let parsed = |text: &str| {
+            let lun = LunArgument::parse(text).unwrap();
+            let ranges: Vec<_> = lun.allowed.iter().map(|r| (r.start(), r.end())).collect();
+            (lun.path, ranges)
+        };
+        assert_eq!(
+            parsed("lun0=/dev/sdb@1M-2M,1G-"),
+            ("/dev/sdb".into(), vec![(1 << 20, 2 << 20), (1 << 30, u64::MAX)])
+        );
+        assert_eq!(parsed("/dev/sdb@0-4096"), ("/dev/sdb".into(), vec![(0, 4096)]));
+        for whole in ["/a@b", "/a@1", "/a@2-1", "/a@1-1", "/a@1-2,x", "/a@", "/a@-5"] {
+            assert_eq!(parsed(whole), (whole.into(), Vec::new()), "{whole}");
+        }
+        for text in ["id:lun0=/dev/sdb@1048576-2097152,1073741824-", "/a@b", "naa:5=/x"] {
+            assert_eq!(LunArgument::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(parsed("/a@1-2@0-"), ("/a@1-2".into(), vec![(0, u64::MAX)]));
     }
 
     #[test]

@@ -34,8 +34,18 @@ pub enum ErrorKind {
     ExportChanged,
     /// The job took longer than it was given.
     DeadlinePassed,
+    /// The host could not read its own disk.
+    HostCannotRead,
     /// A path given as a LUN is not the disk that the host means.
     WrongLun,
+    /// This machine uses a LUN: mounted, in a volume group, in an array.
+    LunInUse,
+    /// No daemon answers.
+    DaemonLost,
+    /// The daemon does not do what it was asked.
+    DaemonRefused,
+    /// What a LUN gave, and the host confirmed, is not what the host reads.
+    AuditFailed,
     /// The output, or the `.partial` file beside it, is there already.
     OutputExists,
     /// The output lies on, or is, a LUN that is being read or the image itself.
@@ -54,14 +64,20 @@ pub enum ErrorKind {
     TargetUnfit,
     /// The job was interrupted by the operator.
     Interrupted,
+    /// The host's copy area will be full before the backup is done.
+    CopyAreaFilling,
     /// Some ranges of the volume could not be read.
     Damaged,
     /// A policy, `--require-direct` for one, was not met.
     PolicyMissed,
+    /// An incremental backup cannot continue its parent, and must not become a full one.
+    LineageBroken,
     /// The frozen image is gone, or another one stands under its name.
     FrozenImageGone,
     /// The backup image is cut, changed, mixed up, or no backup image.
     ImageBad,
+    /// The source, read again, is not what the backup image holds.
+    SourceDiffers,
     /// The backup image is of a version or kind that this program does not read.
     ImageUnsupported,
 }
@@ -80,7 +96,7 @@ pub struct KindRow {
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 32] = [
         Self::Usage,
         Self::Io,
         Self::HostLost,
@@ -90,7 +106,12 @@ impl ErrorKind {
         Self::HostUntrusted,
         Self::ExportChanged,
         Self::DeadlinePassed,
+        Self::HostCannotRead,
         Self::WrongLun,
+        Self::LunInUse,
+        Self::DaemonLost,
+        Self::DaemonRefused,
+        Self::AuditFailed,
         Self::OutputExists,
         Self::OutputIsSource,
         Self::OutputPoisoned,
@@ -100,10 +121,13 @@ impl ErrorKind {
         Self::TargetTooSmall,
         Self::TargetUnfit,
         Self::Interrupted,
+        Self::CopyAreaFilling,
         Self::Damaged,
         Self::PolicyMissed,
+        Self::LineageBroken,
         Self::FrozenImageGone,
         Self::ImageBad,
+        Self::SourceDiffers,
         Self::ImageUnsupported,
     ];
 
@@ -151,10 +175,36 @@ impl ErrorKind {
                 1,
                 "Allow more time with --timeout, or find out why it took so long.",
             ),
+            Self::HostCannotRead => (
+                "host-cannot-read",
+                1,
+                "The kernel log of the host says which of its disks fails, and why; that disk needs a look before the next backup.",
+            ),
+            Self::AuditFailed => (
+                "audit-failed",
+                1,
+                "One of the two machines reads wrong bytes: compare WWIDs, look for a path with errors; back up without this --lun meanwhile.",
+            ),
             Self::WrongLun => (
                 "wrong-lun",
                 1,
                 "The path given with --lun is not the disk that the host reads: compare WWIDs on both machines, beware of clones.",
+            ),
+            Self::LunInUse => (
+                "lun-in-use",
+                1,
+                "`proxy-client doctor --lun` shows what uses it; only where the host of the volume is this very machine, \
+                 --host-is-this-machine.",
+            ),
+            Self::DaemonLost => (
+                "daemon-lost",
+                1,
+                "Check that `proxy-client daemon` runs, and that --daemon is its socket or address.",
+            ),
+            Self::DaemonRefused => (
+                "daemon-refused",
+                1,
+                "The daemon's log says more; its configuration says who may do what.",
             ),
             Self::OutputExists => (
                 "output-exists",
@@ -197,6 +247,12 @@ impl ErrorKind {
                 "Restore to a regular file, a new file name, or a block device.",
             ),
             Self::Interrupted => ("interrupted", 1, "Start the job again."),
+            Self::CopyAreaFilling => (
+                "copy-area-filling",
+                1,
+                "Slow the volume's writer down, or thaw other frozen images of it; then `proxy-client resume` goes on. \
+                 Next time give the host a larger copy area.",
+            ),
             Self::Damaged => (
                 "damaged",
                 3,
@@ -207,6 +263,11 @@ impl ErrorKind {
                 4,
                 "The reasons listed say why ranges were not read directly.",
             ),
+            Self::LineageBroken => (
+                "lineage-broken",
+                4,
+                "Make a full backup (--parent-policy full does), and let the host keep frozen images for incrementals from now on.",
+            ),
             Self::FrozenImageGone => (
                 "frozen-image-gone",
                 5,
@@ -216,6 +277,12 @@ impl ErrorKind {
                 "image-bad",
                 6,
                 "Do not rely on this image: fetch it again from where it was copied, or take another restore point.",
+            ),
+            Self::SourceDiffers => (
+                "source-differs",
+                6,
+                "Where it is the same frozen image, rely on neither before it is known who is wrong: verify the image, read the source by \
+                 another path; else the source may have been written to.",
             ),
             Self::ImageUnsupported => (
                 "image-unsupported",
@@ -228,6 +295,21 @@ impl ErrorKind {
             exit_code,
             advice,
         }
+    }
+
+    /// Whether an unfinished image is not worth finishing after an error of this kind: its volume is gone, or not to be read, or bytes in
+    /// it may be wrong.
+    pub(crate) fn spoils_image(self) -> bool {
+        matches!(
+            self,
+            Self::FrozenImageGone
+                | Self::ExportChanged
+                | Self::WrongLun
+                | Self::AuditFailed
+                | Self::HostMisbehaved
+                | Self::Damaged
+                | Self::HostCannotRead
+        )
     }
 
     /// Exit code of a command that ends with this kind.

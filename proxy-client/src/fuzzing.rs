@@ -31,7 +31,7 @@ fn decoded(file: &[u8], piece: usize) -> (u64, bool) {
                     size = header.size;
                     continue;
                 }
-                Ok(Some(Event::Records(_))) => continue,
+                Ok(Some(Event::Records(_) | Event::Checkpoint(_))) => continue,
                 Ok(Some(Event::Data { range, bytes })) => {
                     assert_eq!(range.len(), bytes.len() as u64);
                     range

@@ -11,7 +11,10 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::error::{Error, Result};
 use crate::file_id::FileId;
-use crate::image::{Decoder, End, Event, FOOTER, HEADER_FRAME_MAX, Header, ImageError, Outline};
+use crate::image::{
+    Decoder, End, Event, FOOTER, HEADER_FRAME_MAX, Header, ImageError, Outline, ParentLeaves, ParentRecord,
+    header_of,
+};
 use crate::interrupt::Interrupt;
 use crate::standard_stream;
 
@@ -70,9 +73,22 @@ impl ImageSource {
     pub(crate) fn decode(
         &mut self,
         interrupt: &Interrupt,
+        on_event: impl FnMut(Event) -> Result<()>,
+    ) -> Result<End> {
+        self.decode_over(None, interrupt, on_event)
+    }
+
+    /// The same for an image that continues another.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub(crate) fn decode_over(
+        &mut self,
+        parent: Option<Box<dyn ParentLeaves>>,
+        interrupt: &Interrupt,
         mut on_event: impl FnMut(Event) -> Result<()>,
     ) -> Result<End> {
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::new().with_parent(parent);
         let mut buffer = vec![0; READ];
         loop {
             while let Some(event) = decoder.next_event().map_err(|error| self.bad(error))? {
@@ -101,6 +117,13 @@ impl ImageSource {
                 Err(error) => return Err(Error::io("waiting for the image", &self.path, error.into())),
             }
         }
+    }
+
+    /// What a seekable image continues, if it is an incremental one; `None` too where it is no image at all.
+    pub(crate) fn parent(&self) -> Result<Option<ParentRecord>> {
+        let length = self.metadata()?.len();
+        let first = self.read_at(0, length.min(HEADER_FRAME_MAX as u64))?;
+        Ok(header_of(&first).and_then(|header| header.parent))
     }
 
     /// Header and END of a seekable image, and whether everything that they speak of is as long as they say; its data are

@@ -5,9 +5,13 @@
 //! ways to bytes, [`image`] is the format of the image, [`output`] where it goes, [`job`] what is done with all this, verb by
 //! verb; [`error`] is the one error of this crate with its table of exit codes.
 
+mod chain;
 pub mod cli;
 pub mod config;
 mod copy;
+pub mod daemon;
+mod directory;
+mod doctor;
 pub mod error;
 mod file_id;
 #[doc(hidden)]
@@ -23,5 +27,8 @@ pub mod plan;
 pub mod progress;
 pub mod report;
 mod restore;
+pub mod runtime;
+mod serve;
 mod standard_stream;
 pub mod transport;
+pub mod unreadable;

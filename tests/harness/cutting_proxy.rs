@@ -40,7 +40,11 @@ impl CuttingProxy {
         thread::spawn(move || {
             for client in listener.incoming() {
                 let number = counter.fetch_add(1, Ordering::SeqCst);
-                let (client, server) = (client.unwrap(), UnixStream::connect(&server).unwrap());
+                let client = client.unwrap();
+                // A server that is not there now: the client is told so, and comes again.
+                let Ok(server) = UnixStream::connect(&server) else {
+                    continue;
+                };
                 match action.take_if(|_| number == cut.connection) {
                     Some(action) => session(client, server, cut.after, action),
                     None => session(client, server, usize::MAX, || ()),

@@ -8,9 +8,11 @@
 pub mod ambush;
 pub mod cow;
 pub mod cutting_proxy;
+pub mod daemon;
 pub mod digest;
 pub mod disk;
 pub mod evil_server;
+pub mod faulty_lun;
 pub mod guest;
 pub mod image;
 pub mod peer;

@@ -22,7 +22,7 @@ fn state_directory() -> PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/scratch-state")
 }
 
-/// `nbd-export serve`, ready; killed when dropped.
+/// `nbd-export serve`, or `proxy-client serve`, ready; killed when dropped.
 pub struct Host {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -38,7 +38,17 @@ impl Host {
 
     /// The same, where it may fail to start.
     pub fn try_serve(arguments: &[&str]) -> Result<Self, ExitStatus> {
-        let mut child = Command::new(built("nbd-export"))
+        Self::start("nbd-export", arguments)
+    }
+
+    /// Starts `proxy-client serve` with arguments, and waits for READY.
+    pub fn serve_images(arguments: &[&str]) -> Self {
+        let started = Self::start("proxy-client", arguments);
+        started.unwrap_or_else(|status| panic!("proxy-client serve {arguments:?}: {status}"))
+    }
+
+    fn start(program: &str, arguments: &[&str]) -> Result<Self, ExitStatus> {
+        let mut child = Command::new(built(program))
             .arg("serve")
             .args(arguments)
             .env("STATE_DIRECTORY", state_directory())
@@ -103,7 +113,7 @@ impl Host {
             }
             assert!(
                 Instant::now() < deadline,
-                "nbd-export did not end within 30 s of {signal}"
+                "it did not end within 30 s of {signal}"
             );
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -161,6 +171,33 @@ impl Running {
         self.child.as_mut().unwrap().stdin.take().unwrap()
     }
 
+    /// Waits until it hears a signal: by the mask of those that it catches (proc_pid_status(5)), whose lowest bit is signal 1.
+    pub fn wait_until_it_hears(&mut self, signal: nix::sys::signal::Signal) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let status = format!("/proc/{}/status", self.child.as_ref().unwrap().id());
+        let hears = || {
+            let status = std::fs::read_to_string(&status).unwrap();
+            let mask = status
+                .lines()
+                .find_map(|line| line.strip_prefix("SigCgt:"))
+                .unwrap();
+            u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1
+        };
+        while !hears() {
+            assert!(
+                Instant::now() < deadline,
+                "{} does not catch {signal}",
+                self.command
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Nobody reads any more what it says.
+    pub fn close_stderr(&mut self) {
+        drop(self.child.as_mut().unwrap().stderr.take());
+    }
+
     /// Whether it has not ended yet.
     pub fn is_alive(&mut self) -> bool {
         self.child.as_mut().unwrap().try_wait().unwrap().is_none()
@@ -168,7 +205,7 @@ impl Running {
 
     /// Waits until it has made a file.
     pub fn wait_for(&mut self, path: &std::path::Path) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !path.exists() {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
             let late = Instant::now() > deadline;
@@ -179,6 +216,18 @@ impl Running {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Waits until there is something on its stdout, a pipe that nobody has read yet.
+    pub fn wait_until_stdout_waits(&mut self) {
+        use std::os::fd::AsFd;
+
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+        let stdout = self.child.as_ref().unwrap().stdout.as_ref().unwrap();
+        let mut descriptors = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+        let ready = poll(&mut descriptors, PollTimeout::from(60_000_u16)).unwrap();
+        assert_eq!(ready, 1, "{}: nothing on its stdout", self.command);
     }
 
     /// Waits for its end. Whatever it was asked to do, it must not panic, and must not colour what goes to a pipe.
@@ -225,9 +274,9 @@ fn succeed(name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// `proxy-client backup … --json`, which must succeed: its report.
+/// `proxy-client backup … --json` of a host that runs on this machine, which must succeed: its report.
 pub fn backup(arguments: &[&str]) -> serde_json::Value {
-    let stdout = proxy_client(&[&["backup", "--json"], arguments].concat());
+    let stdout = proxy_client(&[&["backup", "--json", "--host-is-this-machine"], arguments].concat());
     serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// A server that says nothing for so long has forgotten us.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 

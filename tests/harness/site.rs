@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use nbd_export::uri::NbdUri;
 use proxy_client::config::{ImagePath, LunArgument};
@@ -133,13 +134,12 @@ impl Site {
 
     /// Options of a backup of an export, with the LUN.
     pub fn options(&self, uri: &str) -> BackupOptions {
-        BackupOptions {
-            uri: uri.parse::<NbdUri>().unwrap(),
-            output: ImagePath::File(self.image()),
-            luns: vec![LunArgument::parse(&format!("lun0={}", self.disk.disk.lun.display())).unwrap()],
-            require_direct: None,
-            audit_percent: 0.0,
-        }
+        let uri = uri.parse::<NbdUri>().unwrap();
+        let mut options = BackupOptions::new(uri, ImagePath::File(self.image()));
+        options.luns = vec![LunArgument::parse(&format!("lun0={}", self.disk.disk.lun.display())).unwrap()];
+        // A host that does not come back is waited for, and tests wait too.
+        options.nbd.reconnect = Duration::from_secs(10);
+        options
     }
 
     /// Where a backup goes.
@@ -192,7 +192,10 @@ pub fn run_backup(options: &BackupOptions, opener: &dyn LunOpener) -> Result<Bac
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(backup(options, opener, &Progress::hidden()))
+    let outcome = runtime.block_on(backup(options, opener, &Progress::hidden()));
+    // As the program does: a read that hangs keeps its thread.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
 }
 
 /// A path as an argument.

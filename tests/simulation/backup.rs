@@ -48,6 +48,7 @@ impl Backup {
         let source = Source::open(world.wire.clone(), identities)?;
         let policy = FetchPolicy {
             audit_percent: if dice.one_in(3) { 30.0 } else { 0.0 },
+            ..FetchPolicy::default()
         };
         let size = frozen.image.size();
         let leaf = [512, 4096, 65_536][dice.roll(3) as usize];
@@ -61,14 +62,16 @@ impl Backup {
         let (bytes, counted) = (Arc::clone(&frozen.bytes), Arc::clone(&batches));
         let job = async move {
             let total = Mutex::new((0, Tally::default()));
-            let committed = fetch_batches(&source, &luns, policy, limits, |fetched| ready(Ok(fetched)))
-                .try_for_each(|fetched| {
-                    counted.fetch_add(1, Ordering::Relaxed);
-                    let mut total = total.lock().unwrap();
-                    total.0 = judge(&fetched, &bytes, total.0);
-                    total.1.add(&fetched.tally);
-                    ready(Ok(()))
-                });
+            let committed = fetch_batches(&source, &luns, policy, 0, None, limits, |_, fetched| {
+                ready(Ok(fetched))
+            })
+            .try_for_each(|fetched| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let mut total = total.lock().unwrap();
+                total.0 = judge(&fetched, &bytes, total.0);
+                total.1.add(&fetched.tally);
+                ready(Ok(()))
+            });
             pin!(committed).await?;
             let (end, tally) = total.into_inner().unwrap();
             assert_eq!(end, bytes.len() as u64, "a completed backup is complete (I1)");
@@ -119,7 +122,7 @@ fn judge(fetched: &Fetched, frozen: &[u8], from: u64) -> u64 {
         at = stretch.range.end();
         let expected = &frozen[stretch.range.start() as usize..at as usize];
         match &stretch.bytes {
-            Some(bytes) if bytes == expected => {}
+            Some(bytes) if bytes[..] == *expected => {}
             None if expected.iter().all(|&byte| byte == 0) => {}
             Some(bytes) => {
                 let wrong = bytes

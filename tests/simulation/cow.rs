@@ -1,7 +1,8 @@
 //! The real copy-before-write, on an origin and a copy area in memory.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use volmap::cow::{CopyOptions, CowError, Ground, Origin, Survey, Witness};
 use volmap::frozen::Attestation;
@@ -30,7 +31,10 @@ pub(crate) struct CowVolume {
     /// Units that writers under way are at.
     in_flight: Mutex<Vec<ByteRange>>,
     /// A freeze or thaw holds the gate.
-    gate_held: AtomicBool,
+    gate_held: Arc<AtomicBool>,
+    freezing: AtomicBool,
+    /// How many have the origin open, past us.
+    intruders: AtomicU32,
     standing: Arc<Mutex<Standing>>,
     last: Mutex<Option<Frozen>>,
 }
@@ -88,14 +92,20 @@ impl CowVolume {
             Box::new(copy_area),
             Box::new(ground),
             clock,
-            CopyOptions::default(),
+            CopyOptions {
+                // No deadline passes because the machine stands still.
+                window_max: Duration::from_secs(3600),
+                ..CopyOptions::default()
+            },
         );
         Self {
             live: live.unwrap(),
             origin,
             expected,
             in_flight: Mutex::default(),
-            gate_held: AtomicBool::new(false),
+            gate_held: Arc::default(),
+            freezing: AtomicBool::new(false),
+            intruders: AtomicU32::new(0),
             standing,
             last: Mutex::new(None),
         }
@@ -149,6 +159,7 @@ impl CowVolume {
     fn intrude(&self, world: &World) {
         world.note("an intruder comes", 0);
         *self.standing.lock().unwrap() = Standing::ContentLost("an intruder".into());
+        self.intruders.fetch_add(1, Ordering::Relaxed);
         if let Some(frozen) = &*self.last.lock().unwrap() {
             frozen.ended.store(true, Ordering::Relaxed);
         }
@@ -157,6 +168,7 @@ impl CowVolume {
         let bytes = vec![0x0E; PAGE as usize];
         self.origin.poke(page, &bytes);
         self.expected.lock().unwrap()[page as usize..][..bytes.len()].copy_from_slice(&bytes);
+        self.intruders.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -172,7 +184,7 @@ impl Volume for CowVolume {
     fn act(&self, world: &World) -> bool {
         let frozen = self.last.lock().unwrap().is_some();
         match world.dice.roll(40) {
-            0 if frozen && world.dice.one_in(30) && self.in_flight.lock().unwrap().is_empty() => {
+            0 if frozen && world.dice.one_in(40) && self.in_flight.lock().unwrap().is_empty() => {
                 self.intrude(world)
             }
             1 if frozen && world.dice.one_in(20) => {
@@ -182,7 +194,7 @@ impl Volume for CowVolume {
                 }
             }
             0..8 => return self.write(world),
-            8..20 => return false,
+            8..36 => return false,
             _ => self.origin.write_back_one(world.dice.roll(1 << 20)),
         }
         true
@@ -194,16 +206,26 @@ impl Volume for CowVolume {
     }
 
     fn freeze(&self, world: &World) -> Option<Frozen> {
-        if !self.in_flight.lock().unwrap().is_empty() || self.gate_held.swap(true, Ordering::Relaxed) {
+        // No lease is given for what somebody else has open, and no freeze begins without.
+        if self.intruders.load(Ordering::Relaxed) > 0
+            || self.freezing.load(Ordering::Relaxed)
+            || !self.in_flight.lock().unwrap().is_empty()
+            || self.gate_held.swap(true, Ordering::Relaxed)
+        {
             return None;
         }
+        // Writers go on while most of what is dirty is synced ahead: until the first sync ends.
+        self.origin.at_the_next_sync(&self.gate_held);
         let earlier = self.last.lock().unwrap().take();
         if let Some(earlier) = earlier {
             earlier.ended.store(true, Ordering::Relaxed);
             world.note("thaw", 0);
             earlier.image.thaw();
         }
+        self.gate_held.store(false, Ordering::Relaxed);
+        self.freezing.store(true, Ordering::Relaxed);
         let image = self.live.freeze().unwrap();
+        self.freezing.store(false, Ordering::Relaxed);
         let mut live = vec![0; SIZE as usize];
         self.origin.peek(0, &mut live);
         let bytes = self.expected.lock().unwrap().clone();

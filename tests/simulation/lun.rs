@@ -6,9 +6,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use proxy_client::transport::direct::{Lun, LunReader, ReadMeanwhile};
+use proxy_client::transport::direct::{Lun, LunReader, Memory, ReadMeanwhile};
 use volmap::range::ByteRange;
-use volmap::storage::AlignedBuffer;
 
 use crate::dice::Dice;
 use crate::disk::{Disk, SECTOR};
@@ -17,7 +16,7 @@ use crate::disk::{Disk, SECTOR};
 struct Reading {
     disk: Arc<Disk>,
     blocks: ByteRange,
-    buffer: Option<AlignedBuffer>,
+    buffer: Option<Memory>,
     filled: usize,
     ended: Option<io::Result<()>>,
     waker: Option<Waker>,
@@ -63,12 +62,13 @@ impl Reads {
             if dice.one_in(500) {
                 *ended = Some(Err(io::Error::other("a simulated error")));
             } else {
-                let left = (buffer.len() - *filled) as u64 / SECTOR;
+                let whole = blocks.len() as usize;
+                let left = (whole - *filled) as u64 / SECTOR;
                 let sectors = if dice.one_in(2) { left } else { dice.roll(left) + 1 };
                 let end = *filled + (sectors * SECTOR) as usize;
                 disk.read(blocks.start() + *filled as u64, &mut buffer[*filled..end]);
                 *filled = end;
-                if end == buffer.len() {
+                if end == whole {
                     *ended = Some(Ok(()));
                 }
             }
@@ -103,11 +103,11 @@ impl LunReader for SlowLun {
         unreachable!("reads are made meanwhile")
     }
 
-    fn read_meanwhile(self: Arc<Self>, blocks: ByteRange) -> ReadMeanwhile {
+    fn read_meanwhile(self: Arc<Self>, blocks: ByteRange, memory: Memory) -> ReadMeanwhile {
         let reading = Arc::new(Mutex::new(Reading {
             disk: Arc::clone(&self.disk),
             blocks,
-            buffer: Some(AlignedBuffer::zeroed(blocks.len() as usize)),
+            buffer: Some(memory),
             filled: 0,
             ended: None,
             waker: None,
@@ -120,14 +120,14 @@ impl LunReader for SlowLun {
 struct Ended(Arc<Mutex<Reading>>);
 
 impl Future for Ended {
-    type Output = io::Result<(AlignedBuffer, usize)>;
+    type Output = io::Result<(Memory, usize)>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut reading = self.0.lock().unwrap();
         match reading.ended.take() {
             Some(Ok(())) => {
                 let buffer = reading.buffer.take().unwrap();
-                let filled = buffer.len();
+                let filled = reading.blocks.len() as usize;
                 Poll::Ready(Ok((buffer, filled)))
             }
             Some(Err(error)) => Poll::Ready(Err(error)),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use volmap::map::{Content, ContentMap, Extent};
@@ -28,6 +29,8 @@ struct Inner {
     cache: Mutex<BTreeMap<u64, Page>>,
     /// Pages that are allocated and were never written: they read as zeroes, whatever is on the disk.
     unwritten: Mutex<BTreeSet<u64>>,
+    /// Set when the next sync ends: from then on nobody writes.
+    gate: Mutex<Option<Arc<AtomicBool>>>,
 }
 
 impl Medium {
@@ -39,7 +42,13 @@ impl Medium {
             size,
             cache: Mutex::default(),
             unwritten: Mutex::new((0..size.div_ceil(PAGE)).collect()),
+            gate: Mutex::default(),
         }))
+    }
+
+    /// Closes `gate` when the next sync ends.
+    pub(crate) fn at_the_next_sync(&self, gate: &Arc<AtomicBool>) {
+        *self.0.gate.lock().unwrap() = Some(Arc::clone(gate));
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -193,6 +202,9 @@ impl Backing for Medium {
             self.write_back(page);
         }
         self.turn();
+        if let Some(gate) = self.0.gate.lock().unwrap().take() {
+            gate.store(true, Ordering::Relaxed);
+        }
         Ok(())
     }
 }

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use volmap::frozen::{Description, FrozenError, FrozenImage, Stability, StatusExtent};
+use volmap::frozen::{Description, FrozenError, FrozenImage, Stability, Status};
 use volmap::generation::{Generation, GenerationClock};
 use volmap::range::ByteRange;
 use volmap::store::{Place, StoreGraph, StoreId};
@@ -37,6 +37,8 @@ struct Table {
     /// Places that are free and not yet somebody else's.
     free: Vec<u64>,
     lease_broken: bool,
+    /// How many writers have it open that broke the lease.
+    intruders: u32,
 }
 
 struct Move {
@@ -90,6 +92,7 @@ impl MovedVolume {
                     moving: None,
                     free: Vec::new(),
                     lease_broken: false,
+                    intruders: 0,
                 }),
                 world: world.clone(),
                 maps_again: !dice.one_in(3),
@@ -162,9 +165,14 @@ impl Volume for MovedVolume {
             0 if !frozen => self.write(world),
             0 if world.dice.one_in(400) => {
                 world.note("a lease is broken", 0);
-                self.ground.table().lease_broken = true;
+                {
+                    let mut table = self.ground.table();
+                    table.lease_broken = true;
+                    table.intruders += 1;
+                }
                 world.turn();
                 self.write(world);
+                self.ground.table().intruders -= 1;
             }
             1 | 2 => return self.go_on(world, world.dice.one_in(3)),
             _ => return false,
@@ -177,6 +185,10 @@ impl Volume for MovedVolume {
     }
 
     fn freeze(&self, world: &World) -> Option<Frozen> {
+        // No lease is given for what somebody else has open for writing, and nothing is frozen without.
+        if self.ground.table().intruders > 0 {
+            return None;
+        }
         while self.settle(world) {}
         if let Some((earlier, image)) = self.last.lock().unwrap().take() {
             earlier.ended.store(true, Ordering::Relaxed);
@@ -235,7 +247,7 @@ impl Known {
 struct MovedImage {
     description: Description,
     ground: Arc<Ground>,
-    graph: StoreGraph,
+    graph: Arc<StoreGraph>,
     disk: StoreId,
     known: Mutex<Known>,
     is_thawed: AtomicBool,
@@ -249,7 +261,7 @@ impl MovedImage {
         Self {
             description: image::description("model", Stability::Moves, number),
             ground,
-            graph,
+            graph: Arc::new(graph),
             disk,
             known: Mutex::new(known),
             is_thawed: AtomicBool::new(false),
@@ -266,11 +278,11 @@ impl FrozenImage for MovedImage {
         SIZE
     }
 
-    fn graph(&self) -> &StoreGraph {
-        &self.graph
+    fn graph(&self) -> Arc<StoreGraph> {
+        Arc::clone(&self.graph)
     }
 
-    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError> {
         self.ground.turn();
         let extents = {
             let table = self.ground.table();
@@ -291,7 +303,10 @@ impl FrozenImage for MovedImage {
         };
         self.ground.turn();
         self.stands()?;
-        Ok(extents)
+        Ok(Status {
+            graph: self.graph(),
+            extents,
+        })
     }
 
     fn stands(&self) -> Result<(), FrozenError> {

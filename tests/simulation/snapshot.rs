@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use volmap::frozen::{Description, FrozenError, FrozenImage, Stability, StatusExtent};
+use volmap::frozen::{Description, FrozenError, FrozenImage, Stability, Status};
 use volmap::generation::{Generation, GenerationClock};
 use volmap::range::ByteRange;
 use volmap::store::{Place, StoreGraph, StoreId};
@@ -290,7 +290,7 @@ impl Stamps {
 struct SnapshotImage {
     description: Description,
     store: Arc<Store>,
-    graph: StoreGraph,
+    graph: Arc<StoreGraph>,
     origin: StoreId,
     exceptions: StoreId,
     stamps: Mutex<Stamps>,
@@ -306,7 +306,7 @@ impl SnapshotImage {
         Self {
             description: image::description("model", Stability::Moves, number),
             store,
-            graph,
+            graph: Arc::new(graph),
             origin,
             exceptions,
             stamps: Mutex::new(Stamps::start()),
@@ -324,11 +324,11 @@ impl FrozenImage for SnapshotImage {
         SIZE
     }
 
-    fn graph(&self) -> &StoreGraph {
-        &self.graph
+    fn graph(&self) -> Arc<StoreGraph> {
+        Arc::clone(&self.graph)
     }
 
-    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError> {
         let begun = {
             let kernel = self.store.kernel();
             kernel.log.len() + kernel.pending.len()
@@ -372,7 +372,10 @@ impl FrozenImage for SnapshotImage {
         });
         drop(stamps);
         self.stands()?;
-        Ok(extents)
+        Ok(Status {
+            graph: self.graph(),
+            extents,
+        })
     }
 
     fn stands(&self) -> Result<(), FrozenError> {

@@ -108,7 +108,7 @@ impl Wire {
                 Some(ContextRole::Disk(number as u16))
             }
         };
-        let contexts = export.contexts().iter().enumerate();
+        let contexts = export.contexts().into_iter().enumerate();
         let selected =
             contexts.filter_map(|(index, context)| Some((ContextIndex(index), role(&context.name)?)));
         let (selected, size) = (selected.collect(), export.info().size);

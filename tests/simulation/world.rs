@@ -167,7 +167,13 @@ impl World {
             return;
         }
         self.depth.fetch_add(1, Ordering::Relaxed);
-        for _ in 0..=self.dice.roll(3) {
+        // Now and then long enough for a proxy to ask, be answered and read.
+        let longest = if self.depth() == 1 && self.dice.one_in(8) {
+            60
+        } else {
+            3
+        };
+        for _ in 0..=self.dice.roll(longest) {
             self.step();
         }
         self.depth.fetch_sub(1, Ordering::Relaxed);
@@ -301,7 +307,8 @@ impl World {
                 if self.begun.load(Ordering::Relaxed) == BACKUPS {
                     break;
                 }
-                if self.dice.one_in(2) {
+                let frozen = self.frozen.lock().unwrap().clone();
+                if self.dice.one_in(2) || frozen.is_none_or(|frozen| self.may_be_gone(&frozen)) {
                     self.freeze();
                 }
                 self.begin();

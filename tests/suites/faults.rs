@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tests::cutting_proxy::{Cut, CuttingProxy};
 use tests::disk::Scratch;
@@ -41,7 +41,12 @@ impl Job {
     }
 
     fn start(&self, uri: &str) -> program::Running {
-        let arguments = self.arguments(uri);
+        self.start_with(uri, &[])
+    }
+
+    fn start_with(&self, uri: &str, more: &[&str]) -> program::Running {
+        let mut arguments = self.arguments(uri);
+        arguments.extend(more.iter().map(|&word| word.to_owned()));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         program::start("proxy-client", &arguments, std::process::Stdio::null())
     }
@@ -66,11 +71,15 @@ impl Job {
 fn every_read_fails() {
     needs!("nbdkit");
     let job = Job::new();
-    for errno in ["EIO", "EINVAL", "ENOMEM"] {
+    for (errno, kind) in [
+        ("EIO", "host-cannot-read"),
+        ("EINVAL", "host-refused"),
+        ("ENOMEM", "host-refused"),
+    ] {
         let error = format!("error-pread={errno}");
         let parameters = [error.as_str(), "error-pread-rate=100%"];
         let peer = Peer::nbdkit_file(&["--filter=error"], &job.volume, &parameters);
-        job.assert_failed(&job.run(&peer.uri_text("")), "host-refused");
+        job.assert_failed(&job.run(&peer.uri_text("")), kind);
     }
 }
 
@@ -98,10 +107,13 @@ fn some_reads_fail() {
         let output = job.run(&peer.uri_text(""));
         if output.status.success() {
             image::assert_holds(&job.image, &job.volume);
-            std::fs::remove_file(&job.image).unwrap();
         } else {
-            job.assert_failed(&output, "host-refused");
+            // A block that could not be read in three tries, the last of them alone.
+            assert_eq!(output.status.code(), Some(3));
+            assert_eq!(program::error_object(&output)["kind"], "damaged");
+            program::fails("proxy-client", 3, &["verify", job.image.to_str().unwrap()]);
         }
+        std::fs::remove_file(&job.image).unwrap();
     }
 }
 
@@ -127,6 +139,30 @@ fn a_slow_server_is_waited_for() {
     );
     assert!(job.run(&peer.uri_text("")).status.success());
     image::assert_holds(&job.image, &job.volume);
+}
+
+/// A server that takes requests and never replies is lost as soon as it was waited for long enough.
+#[test]
+fn a_server_that_hangs_is_given_up() {
+    needs!("nbdkit");
+    let job = Job::new();
+    let peer = Peer::nbdkit_file(&["--filter=delay"], &job.volume, &["rdelay=60"]);
+    let begun = Instant::now();
+    let more = ["--request-timeout", "300ms", "--reconnect", "1s"];
+    let ended = job.start_with(&peer.uri_text(""), &more).wait();
+    job.assert_failed(&ended, "host-lost");
+    assert!(begun.elapsed() < Duration::from_secs(55), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_backup_that_takes_too_long_ends_at_its_deadline() {
+    needs!("nbdkit");
+    let job = Job::new();
+    let peer = Peer::nbdkit_file(&["--filter=delay"], &job.volume, &["rdelay=60"]);
+    let begun = Instant::now();
+    let ended = job.start_with(&peer.uri_text(""), &["--timeout", "700ms"]).wait();
+    job.assert_failed(&ended, "deadline-passed");
+    assert!(begun.elapsed() < Duration::from_secs(55), "{:?}", begun.elapsed());
 }
 
 #[test]

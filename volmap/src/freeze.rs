@@ -5,10 +5,13 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use nix::libc;
+use uuid::Uuid;
 
 use crate::frozen::lease_table::LeaseTable;
+use crate::frozen::new_snapshot::{PreparedOrigin, TakenSnapshot};
 use crate::frozen::{FrozenImage, fixed, lvm_snapshot, lvm_thin, quiesce, reflink};
 use crate::generation::GenerationClock;
 use crate::layers::{Layers, VolumeKind};
@@ -52,6 +55,10 @@ pub struct FreezeOptions {
     pub ledger: Option<Arc<Ledger>>,
 }
 
+const FOR_VOLUMES: &str = "it is a file, and this is for logical volumes: reflink and quiesce are for files";
+const FOR_FILES: &str =
+    "it is a block device, and this is for files: lvm-snapshot, lvm-thin and static are for devices";
+
 /// Freezes the volume at `path`. Dropping the frozen image thaws it.
 ///
 /// # Errors
@@ -78,10 +85,9 @@ fn freeze_file(
     file: File,
     kind: VolumeKind,
     options: &FreezeOptions,
-    layers: &Layers,
-    clock: &GenerationClock,
+    layers: &Arc<Layers>,
+    clock: &Arc<GenerationClock>,
 ) -> Result<Arc<dyn FrozenImage>, FreezeError> {
-    const FOR_VOLUMES: &str = "it is a file, and this is for logical volumes";
     let alone = options.assume_exclusive;
     let ledger = options.ledger.as_ref();
     let by_clone =
@@ -112,32 +118,99 @@ fn freeze_device(
     layers: &Arc<Layers>,
     clock: &Arc<GenerationClock>,
 ) -> Result<Arc<dyn FrozenImage>, FreezeError> {
-    const FOR_FILES: &str = "it is a block device, and this is for files";
     let alone = options.assume_exclusive;
+    match options.method {
+        Method::Static => {}
+        Method::Auto if alone => {}
+        _ => {
+            return prepare_snapshot(path, file, VolumeKind::BlockDevice, options)?
+                .take(path)?
+                .finish(path, layers, clock);
+        }
+    }
+    Ok(Arc::new(fixed::hold_device(path, alone)?.freeze(layers, clock)?))
+}
+
+/// A logical volume of which a snapshot is about to be taken. Everything that takes its time is done before that, or after.
+pub(crate) struct PreparedSnapshot(PreparedOrigin);
+
+/// A snapshot of a logical volume that is not mapped yet.
+pub(crate) struct UnmappedSnapshot {
+    taken: TakenSnapshot,
+    is_thin: bool,
+}
+
+/// Looks whether a volume is a logical one of which a snapshot can be taken as `options` want it.
+///
+/// # Errors
+/// [`FreezeError`]: why not.
+pub(crate) fn prepare_snapshot(
+    path: &Path,
+    file: &File,
+    kind: VolumeKind,
+    options: &FreezeOptions,
+) -> Result<PreparedSnapshot, FreezeError> {
     let method = match options.method {
-        Method::Auto => auto_for_device(path, file, alone)?,
+        Method::Auto => auto_for_device(path, file)?,
         method => method,
     };
-    Ok(match method {
-        Method::LvmSnapshot => Arc::new(lvm_snapshot::freeze(
-            path,
-            file,
-            options.snapshot_size,
-            layers,
-            clock,
-        )?),
-        Method::LvmThin => Arc::new(lvm_thin::freeze(path, file, layers, clock)?),
-        Method::Auto | Method::Static => Arc::new(fixed::hold_device(path, alone)?.freeze(layers, clock)?),
-        Method::Reflink => return Err(unfit(path, reflink::METHOD, FOR_FILES)),
-        Method::Quiesce => return Err(unfit(path, quiesce::METHOD, FOR_FILES)),
-    })
+    match method {
+        Method::LvmSnapshot if kind != VolumeKind::BlockDevice => {
+            Err(unfit(path, lvm_snapshot::METHOD, FOR_VOLUMES))
+        }
+        Method::LvmThin if kind != VolumeKind::BlockDevice => Err(unfit(path, lvm_thin::METHOD, FOR_VOLUMES)),
+        Method::LvmSnapshot => lvm_snapshot::prepare(path, file, options.snapshot_size),
+        Method::LvmThin => lvm_thin::prepare(path, file),
+        Method::Reflink => Err(unfit(path, reflink::METHOD, FOR_FILES)),
+        Method::Quiesce => Err(unfit(path, quiesce::METHOD, FOR_FILES)),
+        Method::Auto | Method::Static => Err(unfit(path, fixed::METHOD, "it is no snapshot's origin")),
+    }
+    .map(PreparedSnapshot)
+}
+
+impl PreparedSnapshot {
+    /// Takes the snapshot: one command of LVM's, for which writers may be waiting.
+    ///
+    /// # Errors
+    /// [`FreezeError::Lvm`].
+    pub(crate) fn take(self, path: &Path) -> Result<UnmappedSnapshot, FreezeError> {
+        let is_thin = self.0.is_thin();
+        let taken = self.0.take(path)?;
+        Ok(UnmappedSnapshot { taken, is_thin })
+    }
+}
+
+impl UnmappedSnapshot {
+    /// The frozen image to be.
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.taken.uuid()
+    }
+
+    /// Of a set: when all of it was taken.
+    pub(crate) fn set_instant(&mut self, instant: SystemTime) {
+        self.taken.set_instant(instant);
+    }
+
+    /// Maps it, and makes the frozen image of it.
+    ///
+    /// # Errors
+    /// [`FreezeError`]; the snapshot is removed then.
+    pub(crate) fn finish(
+        self,
+        path: &Path,
+        layers: &Arc<Layers>,
+        clock: &Arc<GenerationClock>,
+    ) -> Result<Arc<dyn FrozenImage>, FreezeError> {
+        Ok(if self.is_thin {
+            Arc::new(lvm_thin::finish(path, self.taken, layers, clock)?)
+        } else {
+            Arc::new(lvm_snapshot::finish(path, self.taken, layers, clock)?)
+        })
+    }
 }
 
 /// What `auto` takes for a block device: a live one has to be a logical volume.
-fn auto_for_device(path: &Path, file: &File, alone: bool) -> Result<Method, FreezeError> {
-    if alone {
-        return Ok(Method::Static);
-    }
+fn auto_for_device(path: &Path, file: &File) -> Result<Method, FreezeError> {
     let by_lvm = |source| FreezeError::Lvm {
         path: path.to_owned(),
         source,

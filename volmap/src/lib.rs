@@ -16,6 +16,7 @@ pub mod limits;
 pub mod lvm;
 pub mod map;
 pub mod probe;
+pub mod processes;
 pub mod range;
 pub mod set;
 pub mod storage;

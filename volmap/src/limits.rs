@@ -98,11 +98,24 @@ pub const LOG_PATIENCE: Duration = Duration::from_secs(2);
 /// Time between two looks at a log that lags behind. A copy takes some milliseconds.
 pub const LOG_POLL: Duration = Duration::from_millis(1);
 
+/// Time that a freeze waits for a cleanup that just looks whether anything is being made, which takes no time at all.
+pub const SNAPSHOT_MAKING_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Time that a snapshot has to be removed while somebody has it open. The agent gives all thaws 30 seconds at its end.
 pub const SNAPSHOT_REMOVAL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Time between two tries to remove a snapshot.
 pub const SNAPSHOT_REMOVAL_RETRY: Duration = Duration::from_millis(300);
+
+/// Room in a thin pool below which nothing is frozen in it, or a twentieth of a small one: what writers of a busy volume overwrite within
+/// seconds.
+pub const POOL_DATA_SPARE: u64 = 64 << 20;
+
+/// The same of its metadata, in blocks of 4 KiB, or a tenth of a small one: the kernel itself raises the alarm there.
+pub const POOL_METADATA_SPARE: u64 = 1024;
+
+/// From this share on the operator is told that a pool gets full: well before it is, as LVM's own examples have it.
+pub const POOL_NEARLY_FULL_PERCENT: u64 = 80;
 
 /// Time that a freeze waits for a pool's metadata snapshot, which another program may hold for as long as it reads it. What is frozen
 /// without one is read over NBD.
@@ -110,6 +123,24 @@ pub const METADATA_SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The same where an answer waits for it: shorter than a client waits.
 pub const METADATA_SNAPSHOT_PATIENCE_AGAIN: Duration = Duration::from_secs(2);
+
+/// Time that the record of a metadata snapshot has to reach the disk. A freeze may hold the file system that it is on: what is frozen
+/// then is read over NBD.
+pub const POOL_RECORD_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Least time between two looks at where a frozen image lies that was moved below: each reads all of its map, and something may happen to
+/// the device-mapper many times a second.
+pub const REMAP_PAUSE: Duration = Duration::from_millis(100);
+
+/// The same once there was none to be had, and nothing happened since. What moves something is rarely done at once, and everything is read
+/// over NBD meanwhile; but a file system tells nobody when it is.
+pub const REMAP_PAUSE_MAX: Duration = Duration::from_secs(8);
+
+/// Such looks take at most one part in this of the time.
+pub const REMAP_SHARE: u32 = 10;
+
+/// Time that an answer waits for such a look, which most often takes milliseconds. What is answered without it is read over NBD.
+pub const REMAP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Least time between two looks at all of a pool's metadata for one frozen image: each has the pool commit.
 pub const THIN_LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(500);
@@ -125,3 +156,21 @@ pub const SET_PATCH_MAX: usize = 64 << 20;
 /// Times that a set is cloned anew when more was written. The clones of the second round are made right after the first freeze has
 /// written back what was dirty, so there is less; where that does not help, a fourth will not.
 pub const SET_ROUNDS: u32 = 3;
+
+/// Longest time for which a freeze holds the writers of an origin, or of all origins of a set, whatever hangs; as long as file systems are
+/// frozen. Guests wait that long for a disk without complaint. Where an origin lies in a file system of its set they wait for both, one after
+/// the other, and that is below the 30 s after which most guests try again.
+pub const WINDOW_MAX: Duration = Duration::from_secs(10);
+
+/// Smallest piece that is told to have changed or not, where a provider compares places: a block of most file systems.
+pub const CHANGED_PIECE_MIN: u64 = 4096;
+
+/// Most pieces for which it is told whether they changed: 32 MiB of bits for each older frozen image. Pieces of 4 KiB up to a volume of
+/// 1 TiB, of 64 KiB (a leaf of the backup image) up to 16 TiB.
+pub const CHANGED_PIECES_MAX: u64 = 1 << 28;
+
+/// Shortest run of free space that is left out: a leaf of the backup image. A shorter one costs more to be told of than to be read.
+pub const FREE_RUN_MIN: u64 = 64 << 10;
+
+/// Most runs of free space that are left out: what takes 40 MiB of memory. What lies behind them is read like anything else.
+pub const FREE_RUNS_MAX: usize = 1 << 21;

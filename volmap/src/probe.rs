@@ -9,8 +9,10 @@ use nix::libc;
 use nix::unistd::{AccessFlags, access};
 
 use crate::freeze::{FreezeOptions, open};
+use crate::frozen::new_snapshot::NO_LOGICAL_VOLUME;
 use crate::frozen::{
-    Attestation, FreezeError, Stability, Strength, fixed, lvm_snapshot, lvm_thin, quiesce, reflink,
+    Attestation, FreezeError, Stability, Strength, fixed, lvm_snapshot, lvm_thin, new_snapshot, quiesce,
+    reflink,
 };
 use crate::layers::{Layers, Mapping, VolumeKind};
 use crate::lvm::{LogicalVolume, Lvm};
@@ -21,6 +23,9 @@ use crate::sys::{DeviceNumber, block_device, clone, inode_flags, lease};
 
 /// `CAP_LINUX_IMMUTABLE` of capabilities(7).
 const CAP_LINUX_IMMUTABLE: u32 = 9;
+
+/// What is said of block devices to whoever wants them frozen as files.
+const FOR_FILES: &str = "it is a block device, and this is for files: lvm-snapshot and lvm-thin freeze logical volumes, an --origin has its own copy-before-write";
 
 /// What a provider would make of a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,7 +86,7 @@ impl VolumeMap {
     /// All of the volume, in order. Computed one by one: a striped volume of terabytes has tens of millions of them.
     pub fn extents(&self) -> impl Iterator<Item = MappedExtent> {
         let reach = Reach::of(&self.graph);
-        let mut extents = self.content.extents().iter().copied();
+        let mut extents = self.content.extents();
         let mut rest: Option<Extent> = None;
         std::iter::from_fn(move || {
             let extent = rest.take().or_else(|| extents.next())?;
@@ -251,7 +256,7 @@ impl Look<'_> {
 
     fn reflink(&self) -> Fit {
         if self.kind == VolumeKind::BlockDevice {
-            return Fit::Unfit("it is a block device, and clones are of files".to_owned());
+            return Fit::Unfit(FOR_FILES.to_owned());
         }
         let beside = reflink::parent(self.path);
         let clone_dir = self.options.clone_dir.as_deref().unwrap_or(&beside);
@@ -264,20 +269,26 @@ impl Look<'_> {
             ),
             Err(error) => Fit::Unfit(match error.kind() {
                 io::ErrorKind::CrossesDevices => {
-                    format!("{} is on another file system", clone_dir.display())
+                    format!(
+                        "{} is on another file system: --clone-dir names a directory on that of the volume",
+                        clone_dir.display()
+                    )
                 }
                 io::ErrorKind::Unsupported => {
                     "its file system has no reflinks (XFS has them when made with mkfs.xfs -m reflink=1)"
                         .to_owned()
                 }
-                _ => format!("clones cannot be made in {}: {error}", clone_dir.display()),
+                _ => format!(
+                    "clones cannot be made in {}: {error} (--clone-dir names another directory of the same file system)",
+                    clone_dir.display()
+                ),
             }),
         }
     }
 
     fn quiesce(&self) -> Fit {
         if self.kind == VolumeKind::BlockDevice {
-            return Fit::Unfit("it is a block device, and leases are on files".to_owned());
+            return Fit::Unfit(FOR_FILES.to_owned());
         }
         match &self.alone {
             Err(why) => Fit::Unfit(why.clone()),
@@ -302,15 +313,15 @@ impl Look<'_> {
             Err(why) => Fit::Unfit(why),
             Ok(volume) => match lvm_snapshot::fits(&volume) {
                 Err(why) => Fit::Unfit(why.to_owned()),
-                Ok(()) if volume.group_free == 0 => {
-                    Fit::Unfit(format!("volume group {} is full (vgextend)", volume.name.group()))
-                }
-                Ok(()) => self.fits(
-                    lvm_snapshot::STRENGTH,
-                    Stability::Moves,
-                    Attestation::Witnessed,
-                    None,
-                ),
+                Ok(()) => match lvm_snapshot::room(self.path, self.options.snapshot_size, &volume) {
+                    Err(why) => Fit::Unfit(why.to_string()),
+                    Ok(_) => self.fits(
+                        self.strength_by_lvm(),
+                        Stability::Moves,
+                        Attestation::Witnessed,
+                        None,
+                    ),
+                },
             },
         }
     }
@@ -320,12 +331,18 @@ impl Look<'_> {
             Err(why) => Fit::Unfit(why),
             Ok(volume) => match lvm_thin::fits(&volume) {
                 Err(why) => Fit::Unfit(why.to_owned()),
-                Ok(()) => self.fits(
-                    lvm_thin::STRENGTH,
-                    Stability::Pinned,
-                    Attestation::Witnessed,
-                    None,
-                ),
+                Ok(()) => match lvm_thin::room::check(&volume) {
+                    Err(why) => Fit::Unfit(why),
+                    Ok(remark) => {
+                        let fit = self.fits(
+                            self.strength_by_lvm(),
+                            Stability::Pinned,
+                            Attestation::Witnessed,
+                            None,
+                        );
+                        remarked(fit, remark)
+                    }
+                },
             },
         }
     }
@@ -333,17 +350,27 @@ impl Look<'_> {
     /// The logical volume that this is, or why it is none.
     fn logical_volume(&self) -> Result<LogicalVolume, String> {
         if self.kind != VolumeKind::BlockDevice {
-            return Err("it is a file, and snapshots of this kind are of logical volumes".to_owned());
+            return Err("it is a file, and snapshots of this kind are of logical volumes: reflink and quiesce are for files".to_owned());
         }
         let metadata = self.file.metadata().map_err(|e| e.to_string())?;
         let found = Lvm::behind(DeviceNumber::from_stat(metadata.rdev())).map_err(|e| e.to_string())?;
-        let (_, volume) = found.ok_or("it is no logical volume")?;
+        let (_, volume) = found.ok_or(NO_LOGICAL_VOLUME)?;
         Ok(volume)
+    }
+
+    /// What a snapshot of LVM's would be good for.
+    fn strength_by_lvm(&self) -> Strength {
+        let metadata = self.file.metadata();
+        metadata.map_or(Strength::CrashConsistent, |metadata| {
+            new_snapshot::strength(DeviceNumber::from_stat(metadata.rdev()))
+        })
     }
 
     fn cow(&self) -> Fit {
         if let Err(error) = access(self.path, AccessFlags::W_OK) {
-            return Fit::Unfit(format!("it cannot be written to: {error}"));
+            return Fit::Unfit(format!(
+                "it cannot be written to ({error}): run as its owner; what nobody can write to may be frozen already (--freeze static)"
+            ));
         }
         if let Err(why) = &self.alone {
             return Fit::Unfit(why.clone());
@@ -382,6 +409,19 @@ impl Look<'_> {
             }
         }
     }
+}
+
+/// A fit with something more to know.
+fn remarked(mut fit: Fit, more: Option<String>) -> Fit {
+    if let Fit::Fits { remark, .. } = &mut fit
+        && let Some(more) = more
+    {
+        *remark = Some(match remark.take() {
+            Some(first) => format!("{first}; {more}"),
+            None => more,
+        });
+    }
+    fit
 }
 
 /// Why a file could not be made immutable by this process.

@@ -12,6 +12,7 @@ pub(super) fn run(args: &FreezeArgs, out: &mut dyn Write) -> Result<(), Error> {
     let request = Request::Freeze {
         name: args.name.clone(),
         id: args.id.clone(),
+        hold_seconds: None,
     };
     let reports = match ask(&control_path(args.client.control.as_deref()), &request)? {
         Reply::Frozen(report) if args.client.json => return print_json(out, &report),

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use uuid::Uuid;
+
 use super::{print_json, unexpected, unprintable};
 use crate::cli::ListArgs;
 use crate::config::control_path;
@@ -51,15 +53,24 @@ fn print(listing: &Listing, out: &mut dyn Write) -> io::Result<()> {
             };
             writeln!(
                 out,
-                "  frozen {}: {}, {}{}, {} s old, {} bytes{state}{}",
+                "  frozen {}: {}, {}{}, {} s old, {} bytes{state}{}{}",
                 frozen.export,
                 frozen.method,
                 frozen.strength,
                 of_set(frozen.set.as_ref()),
                 frozen.age_seconds,
                 frozen.size,
+                since(&frozen.lineage),
                 in_angles(frozen.uri.as_deref())
             )?;
+        }
+        for kept in &volume.kept {
+            let (export, uuid, method, age) = (&kept.export, kept.uuid, &kept.method, kept.age_seconds);
+            let state = match kept.state {
+                State::Good => "",
+                State::Gone => ", GONE: the next backup is a full one",
+            };
+            writeln!(out, "  kept {uuid}: was {export}, {method}, {age} s old{state}")?;
         }
     }
     for tag in &listing.tags {
@@ -78,6 +89,15 @@ fn of_set(set: Option<&SetReport>) -> String {
         )
     })
     .unwrap_or_default()
+}
+
+/// `, changes known since UUID UUID`, or nothing.
+fn since(lineage: &[Uuid]) -> String {
+    if lineage.is_empty() {
+        return String::new();
+    }
+    let parents: Vec<String> = lineage.iter().map(Uuid::to_string).collect();
+    format!(", changes known since {}", parents.join(" "))
 }
 
 /// ` <uri>`, or nothing where no listener offers it.

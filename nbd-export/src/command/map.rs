@@ -1,5 +1,7 @@
 //! `nbd-export map`: the chain of every extent of a volume, down to the disk.
 
+mod picture;
+
 use std::io::{self, Write};
 
 use serde::{Serialize, Serializer};
@@ -57,6 +59,9 @@ struct PlaceJson<'a> {
 pub(super) fn run(args: &MapArgs, out: &mut dyn Write) -> Result<(), Error> {
     let map = probe::map(&args.volume, &layers(&args.identity)?)
         .map_err(|why| Error::caused(ErrorKind::Volume, "cannot map", why))?;
+    if args.svg {
+        return picture::draw(&map, &args.volume.to_string_lossy(), out).map_err(unprintable);
+    }
     if args.json {
         let stores = map.graph.stores().iter().map(|store| StoreJson {
             identity: store.identity.as_str(),

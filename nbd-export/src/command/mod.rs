@@ -1,21 +1,24 @@
 //! The verbs: one verb, one file. What they print, they print to a writer that `main` gives them.
 
+mod backup;
 mod cleanup;
 mod freeze;
 mod guard;
 mod list;
 mod map;
 mod probe;
-mod readiness;
 mod serve;
 mod signals;
 mod thaw;
 
+pub use signals::Signals;
+
 use std::io::Write;
 
+use clap::CommandFactory;
 use volmap::layers::Layers;
 
-use crate::cli::Verb;
+use crate::cli::{Cli, Verb};
 use crate::config::identities;
 use crate::error::{Error, ErrorKind};
 
@@ -26,6 +29,8 @@ use crate::error::{Error, ErrorKind};
 pub fn run(verb: &Verb, out: &mut dyn Write) -> Result<(), Error> {
     match verb {
         Verb::Serve(args) => serve::run(args, out),
+        Verb::Backup(args) => backup::run(args, out),
+        Verb::WatchBackup(args) => backup::watch(args),
         Verb::Freeze(args) => freeze::run(args, out),
         Verb::Thaw(args) => thaw::run(args, out),
         Verb::List(args) => list::run(args, out),
@@ -33,6 +38,10 @@ pub fn run(verb: &Verb, out: &mut dyn Write) -> Result<(), Error> {
         Verb::Guard => guard::run(),
         Verb::Map(args) => map::run(args, out),
         Verb::Probe(args) => probe::run(args, out),
+        Verb::Generate(args) => {
+            let generated = args.what.run(Cli::command(), out);
+            generated.map_err(|why| Error::caused(ErrorKind::System, "cannot write", why))
+        }
     }
 }
 

@@ -3,20 +3,26 @@
 use std::io::Write;
 use std::mem;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::readiness::Readiness;
 use super::signals::Signals;
 use super::unprintable;
 use crate::cli::ServeArgs;
 use crate::config::{ControlPath, Inherited, Listener, ServeConfig};
 use crate::error::{Error, ErrorKind};
 use crate::host::{Host, control};
-use crate::server::{BindError, Server, UnixSocket, runtime};
+use crate::server::{BindError, Readiness, Server, UnixSocket, runtime};
 use crate::tls::ServerTls;
+
+/// How often it is looked for frozen images whose hold has run out.
+const HOLDS_LOOKED_AT: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<(), Error> {
     let inherited = Inherited::take(args.single, args.ready_fd)?;
-    let mut config = ServeConfig::new(args, inherited.sockets, inherited.stdio)?;
+    let mut config = match &args.config {
+        Some(file) => ServeConfig::load(file, inherited.sockets)?,
+        None => ServeConfig::new(args, inherited.sockets, inherited.stdio)?,
+    };
     let readiness = Readiness::new(inherited.ready, inherited.notify);
     let runtime = runtime(&config.limits)
         .map_err(|why| Error::caused(ErrorKind::System, "cannot start threads", why))?;
@@ -80,13 +86,7 @@ fn load_tls(config: &ServeConfig) -> Result<Option<ServerTls>, Error> {
 
 /// Freezes what is to be frozen at start.
 async fn freeze_at_start(config: &ServeConfig, host: &Arc<Host>) -> Result<(), Error> {
-    if !config.freeze_at_start {
-        return Ok(());
-    }
-    let volumes = config.volumes.iter().map(|volume| volume.name.clone());
-    let names: Vec<_> = volumes
-        .chain(config.set.iter().map(|set| set.name.clone()))
-        .collect();
+    let names = config.freeze_at_start.clone();
     let host = Arc::clone(host);
     // A freeze waits for writers and for the disk, and signals are not to wait for it.
     tokio::task::spawn_blocking(move || {
@@ -125,6 +125,24 @@ async fn run_until_the_end(
             None => std::future::pending().await,
         }
     };
+    let holds = async {
+        loop {
+            tokio::time::sleep(HOLDS_LOOKED_AT).await;
+            host.keep_what_is_read();
+            host.thaw_what_is_held_no_longer();
+        }
+    };
+    // By itself: what a dead disk keeps waiting here must not keep holds from running out.
+    let gone = async {
+        loop {
+            tokio::time::sleep(HOLDS_LOOKED_AT).await;
+            let host = Arc::clone(host);
+            let look = move || drop(host.look_for_what_is_gone());
+            if let Err(error) = tokio::task::spawn_blocking(look).await {
+                tracing::error!(%error, "what was made on request");
+            }
+        }
+    };
     let shutdown = async {
         signals.more_than(0).await;
         readiness.stopping();
@@ -132,6 +150,8 @@ async fn run_until_the_end(
     tokio::select! {
         () = server.run(shutdown) => {}
         () = controlled => {}
+        () = holds => {}
+        () = gone => {}
         () = signals.more_than(1) => tracing::warn!("a second signal: connections are cut"),
     }
 }

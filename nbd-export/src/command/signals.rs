@@ -1,4 +1,4 @@
-//! The signals that end an agent.
+//! The signals that end a program.
 
 use std::io;
 
@@ -9,15 +9,18 @@ use tokio::sync::watch;
 use crate::error::{Error, ErrorKind};
 
 /// Counts SIGTERM, SIGINT, and the SIGHUP of a terminal that is closed: each would otherwise leave clones and immutable flags
-/// behind. Where SIGHUP is ignored (nohup) it stays so.
+/// behind, or lose what clients have not flushed. Where SIGHUP is ignored (nohup) it stays so.
 #[derive(Clone)]
-pub(super) struct Signals {
+pub struct Signals {
     count: watch::Receiver<usize>,
 }
 
 impl Signals {
     /// Catches them from now on. Needs a tokio runtime.
-    pub(super) fn catch() -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// [`ErrorKind::System`].
+    pub fn catch() -> Result<Self, Error> {
         let catch = |kind| -> io::Result<_> { signal(kind) };
         let unavailable = |why| Error::caused(ErrorKind::System, "cannot catch signals", why);
         let mut term = catch(SignalKind::terminate()).map_err(unavailable)?;
@@ -40,15 +43,16 @@ impl Signals {
                     _ = int.recv() => "SIGINT",
                     _ = hung_up => "SIGHUP",
                 };
-                tracing::info!("{name}: shutting down");
+                // Before it is told of: where a terminal was closed, there is nobody to tell.
                 counted.send_modify(|count| *count += 1);
+                tracing::info!("{name}: shutting down");
             }
         });
         Ok(Self { count })
     }
 
     /// Returns when there were more than `count`.
-    pub(super) async fn more_than(&self, count: usize) {
+    pub async fn more_than(&self, count: usize) {
         let ended = self.count.clone().wait_for(|seen| *seen > count).await.is_err();
         if ended {
             // The runtime goes down, and nobody counts any more.

@@ -11,6 +11,7 @@ use crate::host::control::{Reply, Request, ask};
 pub(super) fn run(args: &ThawArgs, out: &mut dyn Write) -> Result<(), Error> {
     let request = Request::Thaw {
         export: args.export.clone(),
+        drop: args.drop,
     };
     let Reply::Thawed { export } = ask(&control_path(args.client.control.as_deref()), &request)? else {
         return Err(unexpected());

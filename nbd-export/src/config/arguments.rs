@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::Deserialize;
 use volmap::cow::{CopyAreaSpec, OnFull};
 use volmap::identity::Identity;
 use volmap::limits::HOLD_MAX;
@@ -19,7 +20,8 @@ use crate::error::{Error, ErrorKind};
 const NAME_MAX: usize = 100;
 
 /// A name of a volume, origin, tag or frozen image: `[A-Za-z0-9._-]+`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Deserialize)]
+#[serde(try_from = "String")]
 pub struct VolumeName(String);
 
 /// Why a text is no name.
@@ -48,6 +50,14 @@ impl FromStr for VolumeName {
         } else {
             Ok(Self(text.to_owned()))
         }
+    }
+}
+
+impl TryFrom<String> for VolumeName {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
     }
 }
 
@@ -123,7 +133,10 @@ pub(super) fn named(option: &str, argument: &str) -> Result<(VolumeName, PathBuf
 }
 
 /// `PATH[,tls=off]`: the path, and whether it goes without TLS.
-pub(super) fn socket(argument: &Path) -> Result<(PathBuf, bool), Error> {
+///
+/// # Errors
+/// [`ErrorKind::Usage`].
+pub fn socket(argument: &Path) -> Result<(PathBuf, bool), Error> {
     let bytes = argument.as_os_str().as_bytes();
     let (path, plaintext) = match bytes.strip_suffix(b",tls=off") {
         Some(path) => (path, true),
@@ -168,7 +181,7 @@ pub(super) fn copy_area(argument: &str) -> Result<CopyAreaSpec, Error> {
     })
 }
 
-fn parse_on_full(value: &str) -> Option<OnFull> {
+pub(super) fn parse_on_full(value: &str) -> Option<OnFull> {
     if value == "break" {
         return Some(OnFull::Break);
     }

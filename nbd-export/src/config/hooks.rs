@@ -43,6 +43,9 @@ pub struct Hooks {
 }
 
 impl Hooks {
+    /// What each has where nobody says.
+    pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+
     pub(super) fn new(args: &ServeArgs) -> Self {
         Self {
             pre_freeze: args.pre_freeze.clone(),

@@ -1,5 +1,6 @@
-//! `--set`: which volumes belong together.
+//! Which volumes belong together.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -7,9 +8,8 @@ use std::path::{Path, PathBuf};
 use volmap::layers::mount_at;
 use volmap::sys::DeviceNumber;
 
-use super::arguments::{NameError, VolumeName, volume};
-use super::serve::VolumeConfig;
-use crate::cli::ServeArgs;
+use super::arguments::VolumeName;
+use super::serve::{Freezing, NamedPath};
 use crate::error::{Error, ErrorKind};
 
 /// Most volumes in a set: each has open files, a lease and an export, and processes commonly have 1024 descriptors.
@@ -21,45 +21,92 @@ pub struct SetConfig {
     /// What the set is called.
     pub name: VolumeName,
     /// Its volumes.
-    pub members: Vec<VolumeConfig>,
+    pub members: Vec<SetMember>,
+    /// Volumes that are served under copy-before-write, too.
+    pub origins: Vec<VolumeName>,
+    /// How they are frozen.
+    pub freezing: Freezing,
+}
+
+/// A volume of a set.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SetMember {
+    /// What it is called.
+    pub name: VolumeName,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether it is there for the file system on it, and what nobody has of that is left out.
+    pub is_file_system: bool,
+}
+
+impl SetMember {
+    fn whole(NamedPath { name, path }: NamedPath) -> Self {
+        Self {
+            name,
+            path,
+            is_file_system: false,
+        }
+    }
+}
+
+/// What a set is of.
+#[derive(Debug)]
+pub(super) struct Members<'a> {
+    /// Volumes by name.
+    pub(super) volumes: Vec<NamedPath>,
+    /// Patterns of files.
+    pub(super) files: &'a [String],
+    /// Mount points.
+    pub(super) file_systems: &'a [PathBuf],
+    /// Origins by name.
+    pub(super) origins: Vec<VolumeName>,
 }
 
 impl SetConfig {
-    /// The set that the arguments ask for, if they do. Patterns are looked up here, once.
-    pub(super) fn new(args: &ServeArgs) -> Result<Option<Self>, Error> {
-        let Some(name) = &args.set else { return Ok(None) };
-        let name = name
-            .parse()
-            .map_err(|why: NameError| usage(format!("--set {name}: {why}")))?;
-        let mut members = Vec::new();
-        for argument in &args.volume {
-            let (name, path) = volume(argument)?;
-            members.push(VolumeConfig { name, path });
+    /// The names of all that it is of.
+    pub(super) fn names(&self) -> impl Iterator<Item = &VolumeName> {
+        let members = self.members.iter().map(|member| &member.name);
+        members.chain(&self.origins)
+    }
+
+    /// A set. Patterns are looked up here, once.
+    pub(super) fn new(name: VolumeName, of: Members<'_>, freezing: Freezing) -> Result<Self, Error> {
+        let mut members: Vec<SetMember> = of.volumes.into_iter().map(SetMember::whole).collect();
+        for pattern in of.files {
+            members.extend(files(pattern)?.into_iter().map(SetMember::whole));
         }
-        for pattern in &args.files {
-            members.extend(files(pattern)?);
-        }
-        for mount_point in &args.filesystem {
+        for mount_point in of.file_systems {
             members.push(file_system(mount_point)?);
         }
-        if members.is_empty() {
+        let count = members.len() + of.origins.len();
+        if count == 0 {
             return Err(usage(format!(
-                "--set {name}: say of what, with --volume, --files or --filesystem"
+                "the set {name}: say of what: volumes, files, file systems or origins"
             )));
         }
-        if members.len() > MEMBERS_MAX {
+        if count > MEMBERS_MAX {
             return Err(usage(format!(
-                "--set {name}: {} volumes are more than the {MEMBERS_MAX} that one set may have",
-                members.len()
+                "the set {name}: {count} volumes are more than the {MEMBERS_MAX} that one set may have"
             )));
         }
-        Ok(Some(Self { name, members }))
+        let mut named = BTreeSet::new();
+        if let Some(origin) = of.origins.iter().find(|origin| !named.insert(*origin)) {
+            return Err(usage(format!(
+                "the set {name}: the origin {origin} is named twice"
+            )));
+        }
+        Ok(Self {
+            name,
+            members,
+            origins: of.origins,
+            freezing,
+        })
     }
 }
 
 /// The files that a pattern stands for, sorted. What is no file is not left out silently.
-fn files(pattern: &str) -> Result<Vec<VolumeConfig>, Error> {
-    let refused = |why: String| usage(format!("--files {pattern}: {why}"));
+fn files(pattern: &str) -> Result<Vec<NamedPath>, Error> {
+    let refused = |why: String| usage(format!("files {pattern}: {why}"));
     let options = glob::MatchOptions {
         case_sensitive: true,
         require_literal_separator: true,
@@ -87,14 +134,14 @@ fn files(pattern: &str) -> Result<Vec<VolumeConfig>, Error> {
             )));
         }
         let name = VolumeName::from_path(&path).map_err(|why| refused(why.to_string()))?;
-        Ok(VolumeConfig { name, path })
+        Ok(NamedPath { name, path })
     };
     paths.into_iter().map(member).collect()
 }
 
 /// The block device that a file system is mounted from.
-fn file_system(mount_point: &Path) -> Result<VolumeConfig, Error> {
-    let refused = |why: String| usage(format!("--filesystem {}: {why}", mount_point.display()));
+fn file_system(mount_point: &Path) -> Result<SetMember, Error> {
+    let refused = |why: String| usage(format!("file system {}: {why}", mount_point.display()));
     let path = fs::canonicalize(mount_point).map_err(|why| refused(why.to_string()))?;
     let metadata = fs::metadata(&path).map_err(|why| refused(why.to_string()))?;
     let mounted = mount_at(&path).map_err(|why| refused(why.to_string()))?;
@@ -126,9 +173,10 @@ fn file_system(mount_point: &Path) -> Result<VolumeConfig, Error> {
         Some(_) => VolumeName::from_path(&path),
     }
     .map_err(|why| refused(why.to_string()))?;
-    Ok(VolumeConfig {
+    Ok(SetMember {
         name,
         path: path_of_device,
+        is_file_system: true,
     })
 }
 

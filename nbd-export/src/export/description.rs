@@ -43,6 +43,7 @@ pub(super) fn describe(
     about: &Description,
     circumstances: &Circumstances,
     copy_area: Option<CopyAreaUse>,
+    left_out: Option<u64>,
 ) -> String {
     let mut text = format!(
         "frozen image: method={} strength={} stability={} attestation={} frozen-at={}",
@@ -53,18 +54,30 @@ pub(super) fn describe(
         rfc3339(about.frozen_at)
     );
     if let Some(set) = &circumstances.set {
-        text.push_str(&format!(
-            " set={} set-members={} set-window-ms={} held-by={}",
-            set.name,
-            set.members,
-            set.window.as_millis(),
-            words::held_by(set.held_by)
-        ));
+        let held_by = words::held_by(set.held_by);
+        text.push_str(&format!(" {} held-by={held_by}", of_set(set)));
     }
-    if let Some(CopyAreaUse { used, size }) = copy_area {
-        text.push_str(&format!(" copy-area={used}/{size}"));
+    if let Some(CopyAreaUse { used, size, growth }) = copy_area {
+        text.push_str(&format!(" copy-area={used}/{size} copy-area-growth={growth}"));
+    }
+    if let Some(bytes) = left_out {
+        text.push_str(&format!(" free-space-left-out={bytes}"));
     }
     text
+}
+
+/// The same of a frozen set as a whole.
+pub(super) fn describe_set(set: &SetMembership) -> String {
+    format!("frozen set: {}", of_set(set))
+}
+
+fn of_set(set: &SetMembership) -> String {
+    format!(
+        "set={} set-members={} set-window-ms={}",
+        set.name,
+        set.members,
+        set.window.as_millis()
+    )
 }
 
 /// The words for what is told of a frozen image, everywhere.
@@ -76,6 +89,7 @@ pub(crate) mod words {
     pub(crate) fn strength(strength: Strength) -> &'static str {
         match strength {
             Strength::CrashConsistent => "crash-consistent",
+            Strength::FileSystem => "file-system",
             Strength::Quiesced => "quiesced",
             Strength::Application => "application",
         }
@@ -88,6 +102,7 @@ pub(crate) mod words {
             HeldBy::Lease => "lease",
             HeldBy::FileSystem => "file-system",
             HeldBy::ReadOnly => "read-only",
+            HeldBy::Agent => "agent",
             HeldBy::Hook => "hook",
             HeldBy::Operator => "operator",
         }

@@ -1,10 +1,13 @@
 //! A frozen image as a read-only export.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use volmap::frozen::{FrozenError, FrozenImage, StatusExtent};
+use uuid::Uuid;
+use volmap::frozen::{FrozenError, FrozenImage, Status, StatusExtent};
 use volmap::map::{Content, Extent};
 use volmap::range::ByteRange;
+use volmap::store::StoreGraph;
 
 use super::description::{Circumstances, describe};
 use super::limits::{
@@ -13,24 +16,66 @@ use super::limits::{
 };
 use super::model::{BlockStatus, Context, ContextIndex, Export, ExportError, ExportInfo, ReadShape};
 use super::pieces::Pieces;
-use super::x_volmap::ContextTable;
+use super::x_volmap::{ContextTable, Parent};
 use crate::proto::BlockSizes;
 
 /// A frozen image, served with `base:allocation` and the `x-volmap` contexts.
 pub struct FrozenExport {
     image: Arc<dyn FrozenImage>,
-    table: ContextTable,
+    /// Of the stores that were told of last.
+    layout: RwLock<Arc<Layout>>,
     circumstances: Circumstances,
+    ended: AtomicBool,
+}
+
+/// Stores, and how they are told of.
+struct Layout {
+    graph: Arc<StoreGraph>,
+    table: ContextTable,
 }
 
 impl FrozenExport {
     /// Serves `image`.
     pub fn new(image: Arc<dyn FrozenImage>) -> Self {
-        let table = ContextTable::new(image.graph(), Some(image.description().uuid));
+        let graph = image.graph();
+        let table = ContextTable::new(&graph, Some(image.description().uuid));
         Self {
+            layout: RwLock::new(Arc::new(Layout { graph, table })),
             image,
-            table,
             circumstances: Circumstances::default(),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    /// Has it tell what changed since older frozen images of its volume.
+    #[must_use]
+    pub fn since(mut self, parents: Vec<Parent>) -> Self {
+        let graph = self.image.graph();
+        let table = ContextTable::new(&graph, Some(self.image.description().uuid)).since(parents);
+        self.layout = RwLock::new(Arc::new(Layout { graph, table }));
+        self
+    }
+
+    /// The frozen images that it tells of what changed since.
+    pub fn parents(&self) -> Vec<Uuid> {
+        self.layout().table.parents().collect()
+    }
+
+    /// From now on it answers nothing, whatever becomes of the frozen image (law H6).
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+    }
+
+    /// Asked after all that an answer was made of.
+    fn stands(&self) -> Result<(), FrozenError> {
+        self.image.stands()?;
+        self.not_ended()
+    }
+
+    fn not_ended(&self) -> Result<(), FrozenError> {
+        match self.ended.load(Ordering::SeqCst) {
+            true => Err(FrozenError::Gone("it was thawed".to_owned())),
+            false => Ok(()),
         }
     }
 
@@ -44,6 +89,26 @@ impl FrozenExport {
     /// How it came to be.
     pub fn circumstances(&self) -> &Circumstances {
         &self.circumstances
+    }
+
+    // A layout is put there whole, so what a panic left under this lock is good.
+    fn layout(&self) -> Arc<Layout> {
+        Arc::clone(&self.layout.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How those stores are told of: they are others once the bytes were moved.
+    fn layout_of(&self, graph: Arc<StoreGraph>) -> Arc<Layout> {
+        let known = self.layout();
+        if Arc::ptr_eq(&known.graph, &graph) {
+            return known;
+        }
+        // One after the other, so that no context is forgotten that somebody was told of.
+        let mut known = self.layout.write().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&known.graph, &graph) {
+            let table = known.table.on(&graph);
+            *known = Arc::new(Layout { graph, table });
+        }
+        Arc::clone(&known)
     }
 
     /// What is zeroes and what is data of `range`; all data, if zeroes may not be said.
@@ -86,19 +151,25 @@ impl Export for FrozenExport {
     fn info(&self) -> ExportInfo {
         ExportInfo {
             size: self.image.size(),
-            writable: false,
+            writable: self.writable(),
             fast_zero: false,
             block: BlockSizes::default(),
             description: describe(
                 self.image.description(),
                 &self.circumstances,
                 self.image.copy_area(),
+                self.image.left_out(),
             ),
         }
     }
 
-    fn contexts(&self) -> &[Context] {
-        self.table.contexts()
+    fn writable(&self) -> bool {
+        false
+    }
+
+    fn contexts(&self) -> Vec<Context> {
+        let layout = self.layout_of(self.image.graph());
+        layout.table.contexts().to_vec()
     }
 
     fn read(&self, range: ByteRange, shape: ReadShape, out: &mut Pieces) -> Result<(), ExportError> {
@@ -110,7 +181,7 @@ impl Export for FrozenExport {
                     .read_at(range.start(), out.data(range.start(), buffer_len(range)))?,
             }
         }
-        self.image.stands()?;
+        self.stands()?;
         Ok(())
     }
 
@@ -136,7 +207,7 @@ impl Export for FrozenExport {
             }
         }
         // Asked once all is copied (law H5); that it was frozen earlier says nothing.
-        self.image.stands()?;
+        self.stands()?;
         Ok(true)
     }
 
@@ -157,14 +228,17 @@ impl Export for FrozenExport {
         };
         let looked_at = if one { ONE_DESCRIPTOR_LOOKAHEAD } else { limit };
         // One sample of the state for all contexts, taken now that the request is here (law H4).
-        let extents = if self.table.shows_places(selected) {
-            self.image.status(range, looked_at)?
+        let layout = self.layout();
+        let (layout, extents) = if layout.table.shows_places(selected) {
+            let Status { graph, extents } = self.image.status(range, looked_at)?;
+            self.not_ended()?;
+            (self.layout_of(graph), extents)
         } else {
             let content = self.image.content(range, looked_at)?;
-            self.image.stands()?;
-            content.into_iter().map(StatusExtent::from).collect()
+            self.stands()?;
+            (layout, content.into_iter().map(StatusExtent::from).collect())
         };
-        Ok(self.table.answer(self.image.graph(), &extents, selected, limit))
+        Ok(layout.table.answer(&layout.graph, &extents, selected, limit))
     }
 
     fn cache(&self, range: ByteRange) -> Result<(), ExportError> {
@@ -185,7 +259,7 @@ impl Export for FrozenExport {
     }
 
     fn standing(&self) -> Result<(), ExportError> {
-        Ok(self.image.stands()?)
+        Ok(self.stands()?)
     }
 
     /// Nothing is ever dirty here; but nothing of what is gone is safe either.
@@ -325,10 +399,10 @@ mod tests {
             fn size(&self) -> u64 {
                 self.0.size()
             }
-            fn graph(&self) -> &volmap::store::StoreGraph {
+            fn graph(&self) -> Arc<StoreGraph> {
                 self.0.graph()
             }
-            fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+            fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError> {
                 self.0.status(range, limit)
             }
             fn answers_at_once(&self) -> bool {
@@ -362,10 +436,10 @@ mod tests {
             fn size(&self) -> u64 {
                 self.0.size()
             }
-            fn graph(&self) -> &volmap::store::StoreGraph {
+            fn graph(&self) -> Arc<StoreGraph> {
                 self.0.graph()
             }
-            fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+            fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError> {
                 self.0.status(range, limit)
             }
             fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
@@ -383,7 +457,7 @@ mod tests {
             generation: volmap::generation::Generation::NEVER_DIRECT,
             place: None,
         };
-        let image = Scripted::new(volmap::store::StoreGraph::new(), vec![whole]);
+        let image = Scripted::new(StoreGraph::new(), vec![whole]);
         FrozenExport::new(Arc::new(Short(image)))
             .cache(whole.range)
             .unwrap();

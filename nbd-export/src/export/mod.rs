@@ -17,6 +17,7 @@ mod origin;
 mod pieces;
 #[cfg(test)]
 pub(crate) mod scripted;
+mod set;
 mod tag;
 mod writable;
 mod x_volmap;
@@ -30,5 +31,7 @@ pub use model::{
 };
 pub use origin::OriginExport;
 pub use pieces::{Buffer, Piece, Pieces};
+pub use set::SetExport;
 pub use tag::TagExport;
 pub use writable::WritableExport;
+pub use x_volmap::Parent;

@@ -108,8 +108,13 @@ pub trait Export: Send + Sync {
     /// What it says of itself; the same for its whole life.
     fn info(&self) -> ExportInfo;
 
-    /// The metadata contexts that it offers; the same for its whole life.
-    fn contexts(&self) -> &[Context];
+    /// Whether it takes changes, as [`info`](Self::info) says: asked for each export whenever a client looks for one.
+    fn writable(&self) -> bool {
+        self.info().writable
+    }
+
+    /// The metadata contexts that it offers. A position is that of the same context for its whole life; more may come behind.
+    fn contexts(&self) -> Vec<Context>;
 
     /// Puts the bytes of `range` into `out`, in order and without gaps.
     ///

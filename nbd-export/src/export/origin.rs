@@ -39,8 +39,8 @@ impl Export for OriginExport {
         }
     }
 
-    fn contexts(&self) -> &[Context] {
-        &self.contexts
+    fn contexts(&self) -> Vec<Context> {
+        self.contexts.clone()
     }
 
     fn read(&self, range: ByteRange, _: ReadShape, out: &mut Pieces) -> Result<(), ExportError> {
@@ -169,7 +169,10 @@ mod tests {
 
         // The frozen image tells a proxy how full the copy area is, the last time it asks.
         let told = frozen.info().description;
-        assert!(told.ends_with(" copy-area=65536/8323072"), "{told}");
+        assert!(
+            told.ends_with(" copy-area=65536/8323072 copy-area-growth=983040"),
+            "{told}"
+        );
 
         // Zeroes are fast where nothing has to be kept and blocks may go.
         let unit = ByteRange::new(32_768, 4096).unwrap();

@@ -4,10 +4,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::SystemTime;
 
 use uuid::Uuid;
-use volmap::frozen::{Attestation, Description, FrozenError, FrozenImage, Stability, StatusExtent, Strength};
+use volmap::frozen::{
+    Attestation, ChangedMap, Description, FrozenError, FrozenImage, NoLineage, Stability, Status,
+    StatusExtent, Strength,
+};
 use volmap::generation::Generation;
 use volmap::identity::Identity;
 use volmap::map::{Content, Extent};
@@ -20,10 +24,19 @@ pub(crate) const MIB: u64 = 1 << 20;
 
 pub(crate) struct Scripted {
     description: Description,
-    graph: StoreGraph,
+    graph: Arc<StoreGraph>,
     extents: Mutex<Vec<StatusExtent>>,
     gone: AtomicBool,
     samples: AtomicUsize,
+    /// Of what others are told to have changed since; nothing is known where it is empty.
+    changed: Mutex<Option<ChangedMap>>,
+    /// Has it say that this cannot be found out now.
+    pub(crate) is_busy: AtomicBool,
+    /// How many times it was compared, and told that it is kept.
+    pub(crate) comparisons: AtomicUsize,
+    pub(crate) keeps: AtomicUsize,
+    /// What the next thaw waits for.
+    pub(crate) thaw_waits_for: Mutex<Option<mpsc::Receiver<()>>>,
 }
 
 impl Scripted {
@@ -37,11 +50,22 @@ impl Scripted {
                 attestation: Attestation::Witnessed,
                 frozen_at: SystemTime::UNIX_EPOCH,
             },
-            graph,
+            graph: Arc::new(graph),
             extents: Mutex::new(extents),
             gone: AtomicBool::new(false),
             samples: AtomicUsize::new(0),
+            changed: Mutex::new(None),
+            is_busy: AtomicBool::new(false),
+            comparisons: AtomicUsize::new(0),
+            keeps: AtomicUsize::new(0),
+            thaw_waits_for: Mutex::new(None),
         })
+    }
+
+    /// Says this of every older image, and lets itself be kept.
+    pub(crate) fn telling(self: Arc<Self>, changed: ChangedMap) -> Arc<Self> {
+        *self.changed.lock().unwrap() = Some(changed);
+        self
     }
 
     /// 1 MiB of data, a hole of 1 MiB, a zero of 1 MiB, 1 MiB of data; without locations.
@@ -56,9 +80,9 @@ impl Scripted {
         Self::new(StoreGraph::new(), extents.collect())
     }
 
-    /// Nothing but an identity of its own.
+    /// The same with an identity of its own.
     pub(crate) fn drawn() -> Arc<Self> {
-        let mut image = Self::new(StoreGraph::new(), Vec::new());
+        let mut image = Self::with_holes();
         if let Some(image) = Arc::get_mut(&mut image) {
             image.description.uuid = Uuid::new_v4();
         }
@@ -80,17 +104,17 @@ impl FrozenImage for Scripted {
         self.extents.lock().unwrap().last().map_or(0, |e| e.range.end())
     }
 
-    fn graph(&self) -> &StoreGraph {
-        &self.graph
+    fn graph(&self) -> Arc<StoreGraph> {
+        Arc::clone(&self.graph)
     }
 
-    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError> {
         self.samples.fetch_add(1, Ordering::SeqCst);
         if self.gone.load(Ordering::SeqCst) {
             return Err(FrozenError::Gone("thawed".into()));
         }
         let extents = self.extents.lock().unwrap();
-        Ok(extents
+        let answer = extents
             .iter()
             .filter_map(|extent| {
                 let clipped = extent.range.intersection(range)?;
@@ -105,7 +129,11 @@ impl FrozenImage for Scripted {
                 })
             })
             .take(limit)
-            .collect())
+            .collect();
+        Ok(Status {
+            graph: self.graph(),
+            extents: answer,
+        })
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
@@ -145,7 +173,30 @@ impl FrozenImage for Scripted {
         }
     }
 
+    fn changed_since(&self, _: &dyn FrozenImage) -> Result<ChangedMap, NoLineage> {
+        self.comparisons.fetch_add(1, Ordering::SeqCst);
+        if self.is_busy.load(Ordering::SeqCst) {
+            return Err(NoLineage::NotNow("scripted".to_owned()));
+        }
+        let changed = self.changed.lock().unwrap().clone();
+        changed.ok_or(NoLineage::Forgotten)
+    }
+
+    fn keep_as_parent(&self) -> bool {
+        self.keeps.fetch_add(1, Ordering::SeqCst);
+        self.can_be_parent()
+    }
+
+    fn can_be_parent(&self) -> bool {
+        self.changed.lock().unwrap().is_some() && self.stands().is_ok()
+    }
+
     fn thaw(&self) {
+        let word = self.thaw_waits_for.lock().unwrap().take();
+        if let Some(word) = word {
+            // Nobody left to say it is as good.
+            let _ = word.recv();
+        }
         self.gone.store(true, Ordering::SeqCst);
     }
 }

@@ -37,8 +37,8 @@ impl Export for TagExport {
         }
     }
 
-    fn contexts(&self) -> &[Context] {
-        self.table.contexts()
+    fn contexts(&self) -> Vec<Context> {
+        self.table.contexts().to_vec()
     }
 
     fn read(&self, range: ByteRange, _: ReadShape, out: &mut Pieces) -> Result<(), ExportError> {

@@ -69,8 +69,8 @@ impl Export for WritableExport {
         }
     }
 
-    fn contexts(&self) -> &[Context] {
-        &self.contexts
+    fn contexts(&self) -> Vec<Context> {
+        self.contexts.clone()
     }
 
     fn read(&self, range: ByteRange, shape: ReadShape, out: &mut Pieces) -> Result<(), ExportError> {

@@ -1,11 +1,15 @@
 //! From extents to metadata contexts (docs/x-volmap.md): the one place that knows both vocabularies.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
-use volmap::frozen::StatusExtent;
+use volmap::frozen::{ChangedMap, StatusExtent};
+use volmap::identity::Identity;
 use volmap::map::Content;
+use volmap::range::ByteRange;
 use volmap::store::{Below, Place, Reach, StoreGraph, StoreId};
 
-use super::limits::STRETCHES_MAX;
+use super::limits::{CHANGED_PIECES_LOOKED_AT, STRETCHES_MAX};
 use super::model::{BASE_ALLOCATION, BlockStatus, Context, ContextIndex, ContextStatus};
 use crate::proto::Descriptor;
 
@@ -38,6 +42,19 @@ enum Meaning {
     },
     /// The place on this disk.
     Disk(StoreId),
+    /// The place in a store that nothing lies in any more.
+    Left,
+    /// What changed since this parent.
+    Changed(usize),
+}
+
+/// An older frozen image of the same volume, and what changed since.
+#[derive(Debug)]
+pub struct Parent {
+    /// The older frozen image.
+    pub uuid: Uuid,
+    /// Of the size of the newer one.
+    pub changed: ChangedMap,
 }
 
 /// The contexts of one frozen image (or tag), and how each is computed.
@@ -48,24 +65,19 @@ pub(super) struct ContextTable {
     /// For every store, which stores carry the same name: the first of them.
     namesakes: Vec<usize>,
     reach: Reach,
+    parents: Arc<[Parent]>,
 }
 
 impl ContextTable {
     /// `base:allocation`, the frozen identity if there is one, the generation, a context for every disk that a
     /// store of the graph reaches and for every store above at every depth that it is reached at.
     pub(super) fn new(graph: &StoreGraph, frozen: Option<Uuid>) -> Self {
-        let namesakes = graph.stores().iter().map(|store| {
-            graph
-                .stores()
-                .iter()
-                .position(|other| other.identity == store.identity)
-                .unwrap_or_default()
-        });
         let mut table = Self {
             contexts: Vec::new(),
             meanings: Vec::new(),
-            namesakes: namesakes.collect(),
+            namesakes: namesakes(graph),
             reach: Reach::of(graph),
+            parents: Arc::default(),
         };
         table.contexts.push(Context {
             name: BASE_ALLOCATION.to_owned(),
@@ -76,32 +88,68 @@ impl ContextTable {
             table.offer(format!("x-volmap:frozen:{uuid}"), Meaning::Frozen);
         }
         table.offer("x-volmap:generation".to_owned(), Meaning::Generation);
+        table.offer_stores(graph);
+        table
+    }
+
+    /// The same for other stores. Every context keeps its position: connections have selected by it. New ones come behind.
+    pub(super) fn on(&self, graph: &StoreGraph) -> Self {
+        let meaning = |meaning: &Meaning| match meaning {
+            Meaning::Store { .. } | Meaning::Disk(_) => Meaning::Left,
+            other => *other,
+        };
+        let mut table = Self {
+            contexts: self.contexts.clone(),
+            meanings: self.meanings.iter().map(meaning).collect(),
+            namesakes: namesakes(graph),
+            reach: Reach::of(graph),
+            parents: Arc::clone(&self.parents),
+        };
+        table.offer_stores(graph);
+        table
+    }
+
+    fn offer_stores(&mut self, graph: &StoreGraph) {
         for (depth, id) in depths(graph) {
             let store = graph.store(id);
             if matches!(store.below, Below::Disk) {
-                table.offer(format!("x-volmap:disk:{}", store.identity), Meaning::Disk(id));
+                self.offer(format!("x-volmap:disk:{}", store.identity), Meaning::Disk(id));
             } else {
-                let name = table.namesakes[id.index()];
-                table.offer(
+                let name = self.namesakes[id.index()];
+                self.offer(
                     format!("x-volmap:store:{depth}:{}", store.identity),
                     Meaning::Store { depth, name },
                 );
             }
         }
-        table
     }
 
-    /// Whether one of the contexts tells of more than content.
+    /// With a context for every parent.
+    pub(super) fn since(mut self, parents: Vec<Parent>) -> Self {
+        for (nth, parent) in parents.iter().enumerate() {
+            self.offer(format!("x-volmap:changed:{}", parent.uuid), Meaning::Changed(nth));
+        }
+        self.parents = parents.into();
+        self
+    }
+
+    /// The frozen images that changes are known since.
+    pub(super) fn parents(&self) -> impl Iterator<Item = Uuid> {
+        self.parents.iter().map(|parent| parent.uuid)
+    }
+
+    /// Whether one of the contexts tells of where the bytes lie.
     pub(super) fn shows_places(&self, selected: &[ContextIndex]) -> bool {
-        selected
-            .iter()
-            .any(|index| !matches!(self.meanings[index.0], Meaning::Allocation | Meaning::Frozen))
+        selected.iter().any(|index| self.meanings[index.0].is_of_places())
     }
 
     fn offer(&mut self, name: String, meaning: Meaning) {
-        if !self.meanings.contains(&meaning) {
-            self.contexts.push(Context { name, extended: true });
-            self.meanings.push(meaning);
+        match self.contexts.iter().position(|known| known.name == name) {
+            Some(known) => self.meanings[known] = meaning,
+            None => {
+                self.contexts.push(Context { name, extended: true });
+                self.meanings.push(meaning);
+            }
         }
     }
 
@@ -127,6 +175,17 @@ impl ContextTable {
             .iter()
             .any(|m| matches!(m, Meaning::Store { .. } | Meaning::Disk(_)));
         let mut columns: Vec<Column> = meanings.iter().map(|m| Column::new(m.is_address())).collect();
+        if let Some(range) = covered(extents) {
+            for (column, meaning) in columns.iter_mut().zip(&meanings) {
+                if let Meaning::Changed(nth) = meaning {
+                    let changed = &self.parents[*nth].changed;
+                    let looked_at = CHANGED_PIECES_LOOKED_AT.saturating_mul(changed.granule());
+                    let end = range.start().saturating_add(looked_at).min(range.end());
+                    let looked_at = ByteRange::from_bounds(range.start(), end).unwrap_or(range);
+                    column.append_all(changed.within(looked_at).take(limit));
+                }
+            }
+        }
         let mut stretches = 0;
         for extent in extents {
             let mut rest = self.first_stretch(graph, extent, 0, follow);
@@ -137,7 +196,9 @@ impl ContextTable {
                 }
                 stretches += 1;
                 for (column, meaning) in columns.iter_mut().zip(&meanings) {
-                    column.append(rest.len, self.status(extent, &rest, *meaning));
+                    if let Some(status) = self.status(extent, &rest, *meaning) {
+                        column.append(rest.len, status);
+                    }
                 }
                 done += rest.len;
                 if done == extent.range.len() {
@@ -180,7 +241,8 @@ impl ContextTable {
         }
     }
 
-    fn status(&self, extent: &StatusExtent, stretch: &Stretch, meaning: Meaning) -> u64 {
+    /// `None` where it is not the extent that the status is of.
+    fn status(&self, extent: &StatusExtent, stretch: &Stretch, meaning: Meaning) -> Option<u64> {
         let located = |place: &Place| {
             if place.offset < LOCATED {
                 LOCATED | place.offset
@@ -188,9 +250,10 @@ impl ContextTable {
                 0
             }
         };
-        match meaning {
+        Some(match meaning {
             Meaning::Allocation => base_allocation(extent.content),
             Meaning::Frozen => 0,
+            Meaning::Changed(_) => return None,
             Meaning::Generation if stretch.direct => extent.generation.to_wire(),
             Meaning::Generation => 0,
             // Generation 0 is "never direct": a location beside it would only invite a read that cannot be validated.
@@ -199,19 +262,28 @@ impl ContextTable {
                 .last()
                 .filter(|place| place.store == disk)
                 .map_or(0, located),
-            Meaning::Disk(_) => 0,
+            Meaning::Disk(_) | Meaning::Left => 0,
             Meaning::Store { depth, name } => stretch
                 .chain
                 .get(depth)
                 .filter(|place| self.namesakes[place.store.index()] == name)
                 .map_or(0, located),
-        }
+        })
     }
+}
+
+/// All that extents cover, which follow each other.
+fn covered(extents: &[StatusExtent]) -> Option<ByteRange> {
+    ByteRange::from_bounds(extents.first()?.range.start(), extents.last()?.range.end())
 }
 
 impl Meaning {
     fn is_address(self) -> bool {
         matches!(self, Self::Store { .. } | Self::Disk(_))
+    }
+
+    fn is_of_places(self) -> bool {
+        matches!(self, Self::Generation | Self::Left) || self.is_address()
     }
 }
 
@@ -234,6 +306,12 @@ impl Column {
         Self {
             address,
             descriptors: Vec::new(),
+        }
+    }
+
+    fn append_all(&mut self, parts: impl Iterator<Item = (ByteRange, bool)>) {
+        for (part, changed) in parts {
+            self.append(part.len(), u64::from(changed));
         }
     }
 
@@ -290,6 +368,16 @@ fn cut(descriptors: &mut Vec<Descriptor>, covered: u64) {
         rest -= descriptor.length;
         descriptor.length > 0
     });
+}
+
+/// For every store, the first one of the same name.
+fn namesakes(graph: &StoreGraph) -> Vec<usize> {
+    let stores = graph.stores();
+    let first = |identity: &Identity| stores.iter().position(|other| other.identity == *identity);
+    let namesakes = stores
+        .iter()
+        .map(|store| first(&store.identity).unwrap_or_default());
+    namesakes.collect()
 }
 
 /// Every store at every depth that a chain can meet it at, uppermost first.
@@ -426,6 +514,53 @@ mod tests {
     }
 
     #[test]
+    fn contexts_keep_their_positions_when_the_stores_are_others() {
+        let (graph, file, _) = two_disks();
+        let first = ContextTable::new(&graph, Some(Uuid::nil()));
+        let mut moved = StoreGraph::new();
+        let disk = moved.add(store(StoreKind::Disk, "lun2", 1 << 40, Below::Disk));
+        let below = Below::Segments(vec![segment(0, 1 << 20, disk, 4096)]);
+        let top = moved.add(store(StoreKind::File, "f", 1 << 20, below));
+        let then = first.on(&moved);
+        assert_eq!(then.contexts()[..first.contexts().len()], *first.contexts());
+        let new: Vec<&str> = then.contexts()[first.contexts().len()..]
+            .iter()
+            .map(|c| c.name.as_str())
+            .collect();
+        assert_eq!(new, ["x-volmap:disk:id:lun2"]);
+
+        let told = |table: &ContextTable, graph: &StoreGraph, store, name| {
+            let extents = [extent(
+                0,
+                4096,
+                Content::Data,
+                7,
+                Some(Place { store, offset: 0 }),
+            )];
+            column(table, graph, &extents, name)[0].1
+        };
+        let (lun0, lun2, f) = (
+            "x-volmap:disk:id:lun0",
+            "x-volmap:disk:id:lun2",
+            "x-volmap:store:0:id:f",
+        );
+        for (name, status) in [
+            (lun0, 0),
+            (lun2, LOCATED | 4096),
+            (f, LOCATED),
+            ("x-volmap:generation", 7),
+        ] {
+            assert_eq!(told(&then, &moved, top, name), status, "{name}");
+        }
+        // And back again: nothing is offered twice.
+        let back = then.on(&graph);
+        assert_eq!(back.contexts(), then.contexts());
+        for (name, status) in [(lun0, LOCATED | 0x10_1000), (lun2, 0), (f, LOCATED)] {
+            assert_eq!(told(&back, &graph, file, name), status, "{name}");
+        }
+    }
+
+    #[test]
     fn addresses_generations_and_contents_of_one_map() {
         let (graph, file, area) = two_disks();
         let table = ContextTable::new(&graph, None);
@@ -517,6 +652,37 @@ mod tests {
         let one = table.answer(&graph, &extents, &both, 1);
         assert!(one.iter().all(|c| c.descriptors.len() == 1));
         assert_eq!(one[1].descriptors[0].length, 4096);
+    }
+
+    #[test]
+    fn an_answer_tells_of_no_more_changes_than_are_looked_at() {
+        let looked_at = CHANGED_PIECES_LOOKED_AT * 4096;
+        let size = 3 * looked_at;
+        let changed = ChangedMap::all_but(size, ByteRange::new(0, size));
+        assert_eq!(changed.granule(), 4096);
+        let uuid = Uuid::from_u128(1);
+        let parent = Parent { uuid, changed };
+        let graph = StoreGraph::new();
+        let table = ContextTable::new(&graph, Some(Uuid::nil())).since(vec![parent]);
+        let both = [
+            index(&table, "base:allocation"),
+            index(&table, &format!("x-volmap:changed:{uuid}")),
+        ];
+        let mut at = 0;
+        let mut answers = 0;
+        while at < size {
+            let extents = [extent(at, size - at, Content::Data, 0, None)];
+            for limit in [1, 100] {
+                let answer = table.answer(&graph, &extents, &both, limit);
+                let told = &answer[1].descriptors;
+                assert_eq!((told.len(), told[0].length, told[0].status), (1, looked_at, 0));
+                // Asked for one descriptor each, what is known anyway may be longer.
+                assert!(limit == 1 || answer[0].descriptors == *told);
+            }
+            at += looked_at;
+            answers += 1;
+        }
+        assert_eq!(answers, 3);
     }
 
     proptest! {

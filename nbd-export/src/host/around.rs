@@ -3,41 +3,78 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use uuid::Uuid;
 use volmap::set::FileSystems;
 
 use super::guardian::{Guardian, Occasion, Outcome};
+use super::turns::{Part, Turn, Turns};
 use crate::config::{Hooks, Stage};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
+
+/// What a freeze with hooks does while another one is between its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum WhileAnother {
+    /// It waits.
+    Waits,
+    /// It fails: nobody is to be kept waiting by who asked for it.
+    Fails,
+}
 
 /// A freeze that is under way.
 pub struct Around<'h> {
     hooks: &'h Hooks,
+    turns: &'h Turns,
+    while_another: WhileAnother,
     occasion: Occasion,
     /// Started when it is needed first.
     guardian: Option<Guardian>,
+    /// From the first hook until everything is frozen.
+    turn: Option<Turn>,
 }
 
 impl<'h> Around<'h> {
     /// A freeze of some volumes, as a set if it is one.
-    pub(super) fn new(hooks: &'h Hooks, set: Option<&str>, volumes: Vec<String>) -> Self {
+    pub(super) fn new(
+        hooks: &'h Hooks,
+        turns: &'h Turns,
+        while_another: WhileAnother,
+        set: Option<&str>,
+        volumes: Vec<String>,
+    ) -> Self {
         Self {
             hooks,
+            turns,
+            while_another,
             occasion: Occasion {
                 set: set.map(ToOwned::to_owned),
                 volumes,
                 frozen: Vec::new(),
             },
             guardian: None,
+            turn: None,
         }
     }
 
     /// To be called before anything is held.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Hook`]: nothing may be frozen then.
+    /// [`ErrorKind::Hook`], and [`ErrorKind::Busy`] where another freeze has its hooks running: nothing may be frozen then.
     pub(super) fn before(&mut self) -> Result<(), Error> {
+        if self.hooks.any() {
+            let turn = match self.while_another {
+                WhileAnother::Waits => self.turns.take(Part::Freeze),
+                WhileAnother::Fails => self.turns.take_now(Part::Freeze),
+            };
+            let busy = || {
+                Error::new(
+                    ErrorKind::Busy,
+                    "another freeze, or a thaw, has its hooks running",
+                )
+            };
+            self.turn = Some(turn.ok_or_else(busy)?);
+        }
         self.run(Stage::PreFreeze)
     }
 
@@ -49,10 +86,12 @@ impl<'h> Around<'h> {
     /// To be called as soon as everything is frozen.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Hook`]: whatever was stopped may stand still; what was frozen is to be given up.
+    /// [`ErrorKind::Hook`]: whatever was stopped may stand still; what was frozen is to be given up.
     pub(super) fn after(&mut self, frozen: &[Uuid]) -> Result<(), Error> {
         self.occasion.frozen = frozen.iter().map(Uuid::to_string).collect();
-        self.run(Stage::PostFreeze)
+        self.run(Stage::PostFreeze)?;
+        self.turn = None;
+        Ok(())
     }
 
     fn run(&mut self, stage: Stage) -> Result<(), Error> {
@@ -73,9 +112,20 @@ impl<'h> Around<'h> {
 
     /// Nothing came of it: what the first hook stopped is released by the last.
     pub(super) fn give_up(self) {
-        if let Some(guardian) = self.guardian
-            && let Err(error) = guardian.end(Outcome::Failed, self.occasion)
-        {
+        let Some(guardian) = self.guardian else { return };
+        let ending = Ending {
+            guardian,
+            occasion: self.occasion,
+            turns: self.turns.clone(),
+        };
+        let ended = match self.turn {
+            // Nobody is let in before what the first hook stopped is released.
+            Some(_turn) => ending.end(Outcome::Failed),
+            // There is no hook that could come in between.
+            None if self.hooks.post_thaw.is_none() => ending.end(Outcome::Failed),
+            None => ending.end_in_turn(Outcome::Failed),
+        };
+        if let Err(error) = ended {
             tracing::error!(%error, "after a freeze that failed");
         }
     }
@@ -93,12 +143,53 @@ impl<'h> Around<'h> {
         Aftermath {
             by_application: self.hooks.pre_freeze.is_some(),
             left: AtomicUsize::new(images),
-            guardian: Mutex::new(guardian.map(|guardian| (guardian, self.occasion))),
+            ending: Mutex::new(guardian.map(|guardian| Ending {
+                guardian,
+                occasion: self.occasion,
+                turns: self.turns.clone(),
+            })),
         }
     }
 }
 
+/// A guardian that has its last hook to run.
+struct Ending {
+    guardian: Guardian,
+    occasion: Occasion,
+    turns: Turns,
+}
+
+impl Ending {
+    fn end(self, outcome: Outcome) -> Result<(), Error> {
+        self.guardian.end(outcome, self.occasion)
+    }
+
+    /// When no freeze is between its hooks: what this one lets go on may be what that one has stopped.
+    fn end_in_turn(self, outcome: Outcome) -> Result<(), Error> {
+        let turns = self.turns.clone();
+        if let Some(_turn) = turns.take(Part::Ending) {
+            return self.end(outcome);
+        }
+        // Whoever thaws must not wait for ever for a freeze that hangs.
+        let later = thread::Builder::new().spawn(move || {
+            let _turn = turns.take_whenever(Part::Ending);
+            if let Err(error) = self.end(outcome) {
+                tracing::error!(%error, "after a thaw that had to wait");
+            }
+        });
+        let message = match later {
+            Ok(_) => "the post-thaw hook waits for a freeze that does not come to its end".to_owned(),
+            Err(error) => format!("no thread for the post-thaw hook: {error}"),
+        };
+        Err(Error::new(ErrorKind::Hook, message))
+    }
+}
+
 impl FileSystems for Around<'_> {
+    fn get_ready(&mut self) -> Result<(), String> {
+        self.guardian().map(drop).map_err(|error| error.to_string())
+    }
+
     fn freeze(&mut self, on: &[&File]) -> Result<(), String> {
         self.guardian().map_err(|error| error.to_string())?.freeze(on)
     }
@@ -115,7 +206,7 @@ impl FileSystems for Around<'_> {
 pub(super) struct Aftermath {
     by_application: bool,
     left: AtomicUsize,
-    guardian: Mutex<Option<(Guardian, Occasion)>>,
+    ending: Mutex<Option<Ending>>,
 }
 
 impl Aftermath {
@@ -127,19 +218,12 @@ impl Aftermath {
     /// One of the frozen images was ended. After the last one the post-thaw hook runs.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Hook`].
+    /// [`ErrorKind::Hook`].
     pub(super) fn one_ended(&self) -> Result<(), Error> {
         if self.left.fetch_sub(1, Ordering::AcqRel) != 1 {
             return Ok(());
         }
-        let last = self
-            .guardian
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        match last {
-            Some((guardian, occasion)) => guardian.end(Outcome::Thawed, occasion),
-            None => Ok(()),
-        }
+        let last = self.ending.lock().unwrap_or_else(PoisonError::into_inner).take();
+        last.map_or(Ok(()), |ending| ending.end_in_turn(Outcome::Thawed))
     }
 }

@@ -41,11 +41,24 @@ pub enum Request {
         name: String,
         /// The frozen image is exported as `NAME@ID`; drawn if not given.
         id: Option<String>,
+        /// It is thawed after so many seconds by itself, unless the hold is renewed; never, if not given.
+        #[serde(default)]
+        hold_seconds: Option<u64>,
+    },
+    /// Keep a frozen image, or those of a frozen set, so long from now on.
+    Hold {
+        /// Name of its export, or of the frozen set.
+        export: String,
+        /// A day at most.
+        seconds: u64,
     },
     /// End a frozen image, or those of a frozen set.
     Thaw {
-        /// Name of its export, or of the frozen set.
+        /// Name of its export, or of the frozen set, or a UUID.
         export: String,
+        /// Whether it ends also where it would be kept for incrementals, or is kept already.
+        #[serde(default)]
+        drop: bool,
     },
     /// Tell all that is served.
     List,
@@ -61,6 +74,11 @@ pub enum Reply {
     FrozenSet(Vec<FrozenReport>),
     /// The frozen image that was ended.
     Thawed {
+        /// Name of its export.
+        export: String,
+    },
+    /// The frozen image that is kept on.
+    Held {
         /// Name of its export.
         export: String,
     },
@@ -122,13 +140,29 @@ async fn exchange(mut stream: tokio::net::UnixStream, host: Arc<Host>) -> io::Re
 
 fn answer(host: &Host, request: Request) -> Reply {
     let done = match request {
-        Request::Freeze { name, id } => host.freeze(&name, id.as_deref()).map(|mut made| {
-            if made.iter().any(|made| made.set.is_some()) {
-                return Reply::FrozenSet(made);
-            }
-            made.pop().map_or_else(|| Reply::FrozenSet(made), Reply::Frozen)
-        }),
-        Request::Thaw { export } => host.thaw(&export).map(|()| Reply::Thawed { export }),
+        Request::Hold { export, seconds } => host
+            .hold(&export, Duration::from_secs(seconds))
+            .map(|()| Reply::Held { export }),
+        Request::Freeze {
+            name,
+            id,
+            hold_seconds,
+        } => {
+            let hold = hold_seconds.map(Duration::from_secs);
+            host.freeze_for(&name, id.as_deref(), hold).map(|mut made| {
+                if made.iter().any(|made| made.set.is_some()) {
+                    return Reply::FrozenSet(made);
+                }
+                made.pop().map_or_else(|| Reply::FrozenSet(made), Reply::Frozen)
+            })
+        }
+        Request::Thaw { export, drop } => {
+            let thawed = match drop {
+                true => host.thaw_for_good(&export),
+                false => host.thaw(&export),
+            };
+            thawed.map(|()| Reply::Thawed { export })
+        }
         Request::List => Ok(Reply::Listing(host.list())),
     };
     done.unwrap_or_else(|error| {

@@ -1,5 +1,6 @@
 //! A host from its configuration: everything is opened and checked before anything is served.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -11,16 +12,17 @@ use volmap::frozen::FrozenImage;
 use volmap::generation::GenerationClock;
 use volmap::layers::Layers;
 use volmap::leftovers::{Finding, Ledger};
+use volmap::set::SetOrigin;
 use volmap::tag::Tag;
 
 use super::around::Around;
 use super::leftovers::leftovers;
 use super::registry::Host;
 use super::source::{CopyAreaFill, FillState, OnFullReport, Source, VolumeKind};
-use super::volume_set::VolumeSet;
+use super::volume_set::{Member, VolumeSet};
 use super::writable::WritableSource;
 use crate::cli::FreezeMethod;
-use crate::config::{OriginConfig, ServeConfig, SetConfig, TagConfig, VolumeName};
+use crate::config::{Freezing, NamedPath, OriginConfig, ServeConfig, SetConfig, VolumeName};
 use crate::error::{Error, ErrorKind};
 use crate::export::{Export, OriginExport, TagExport};
 
@@ -36,47 +38,69 @@ impl Host {
         let layers = Arc::new(Layers::new(config.identities.clone()).map_err(declared)?);
         let host = Self::new()
             .with_access(config.access.clone())
-            .with_hooks(config.hooks.clone());
+            .with_hooks(config.hooks.clone())
+            .keeping(config.keep_for_incremental)
+            .freezing_on_request(config.on_request.clone());
         warn_of_leftovers(config);
-        let options = FreezeOptions {
-            method: method(config.method),
-            clone_dir: config.clone_dir.clone(),
-            snapshot_size: config.snapshot_size,
-            assume_exclusive: config.assume_exclusive,
-            ledger: open_ledger(config)?,
+        let ledger = open_ledger(config)?;
+        let options = |freezing: &Freezing| FreezeOptions {
+            method: method(freezing.method),
+            clone_dir: freezing.clone_dir.clone(),
+            snapshot_size: freezing.snapshot_size,
+            assume_exclusive: freezing.assume_exclusive,
+            ledger: ledger.clone(),
         };
-        let in_set = config.set.iter().flat_map(|set| &set.members);
-        for volume in config.volumes.iter().chain(in_set) {
+        let add = |name: &VolumeName, path: &Path, is_file_system: bool, freezing: &Freezing| {
             let source = VolumeSource {
-                path: volume.path.clone(),
-                options: options.clone(),
+                path: path.to_owned(),
+                is_file_system,
+                options: options(freezing),
                 layers: Arc::clone(&layers),
                 clock: Arc::clone(&clock),
             };
             source.size()?;
-            host.add(&volume.name, Arc::new(source))?;
+            host.add(name, Arc::new(source))
+        };
+        for volume in &config.volumes {
+            add(&volume.name, &volume.path, false, &volume.freezing)?;
         }
-        if let Some(SetConfig { name, members }) = &config.set {
-            let members = members
-                .iter()
-                .map(|volume| (volume.name.to_string(), volume.path.clone()));
+        let mut origins = BTreeMap::new();
+        for origin in &config.origins {
+            let source = OriginSource::open(origin, &layers, &clock)?;
+            origins.insert(&origin.name, source.of_a_set());
+            host.add(&origin.name, Arc::new(source))?;
+        }
+        for SetConfig {
+            name,
+            members,
+            origins: in_set,
+            freezing,
+        } in &config.sets
+        {
+            let in_set = in_set.iter();
+            let in_set = in_set.filter_map(|name| Some((name.to_string(), origins.get(name)?.clone())));
+            for member in members {
+                add(&member.name, &member.path, member.is_file_system, freezing)?;
+            }
+            let members = members.iter().map(|member| Member {
+                name: member.name.to_string(),
+                path: member.path.clone(),
+                is_file_system: member.is_file_system,
+            });
             let set = VolumeSet::new(
                 members.collect(),
-                options,
+                in_set.collect(),
+                options(freezing),
                 Arc::clone(&layers),
                 Arc::clone(&clock),
             );
             host.add_set(name, set)?;
         }
-        for origin in &config.origins {
-            let source = OriginSource::open(origin, &layers, &clock)?;
-            host.add(&origin.name, Arc::new(source))?;
-        }
         for writable in &config.writables {
             let source = WritableSource::open(writable, &layers)?;
             host.add(&writable.name, Arc::new(source))?;
         }
-        for TagConfig { name, path } in &config.tags {
+        for NamedPath { name, path } in &config.tags {
             let tag = Tag::open(path, &layers, &clock)
                 .map_err(|why| at(ErrorKind::Volume, "tag", name, path, why))?;
             host.add_tag(name, Arc::new(TagExport::new(tag)))?;
@@ -108,12 +132,13 @@ fn open_ledger(config: &ServeConfig) -> Result<Option<Arc<Ledger>>, Error> {
 
 /// What a killed agent left behind is the operator's to remove.
 fn warn_of_leftovers(config: &ServeConfig) {
-    let in_set = config.set.iter().flat_map(|set| &set.members);
-    let volumes = config.volumes.iter().chain(in_set);
-    let mut dirs: Vec<PathBuf> = match &config.clone_dir {
-        Some(dir) => vec![dir.clone()],
-        None => volumes.filter_map(|volume| parent(&volume.path)).collect(),
-    };
+    let beside = |freezing: &Freezing, path: &Path| freezing.clone_dir.clone().or_else(|| parent(path));
+    let alone = (config.volumes.iter()).filter_map(|volume| beside(&volume.freezing, &volume.path));
+    let in_sets = config.sets.iter().flat_map(|set| {
+        let members = set.members.iter();
+        members.filter_map(|member| beside(&set.freezing, &member.path))
+    });
+    let mut dirs: Vec<PathBuf> = alone.chain(in_sets).collect();
     dirs.sort_unstable();
     dirs.dedup();
     match leftovers(&config.state_dir.path, &dirs) {
@@ -170,6 +195,8 @@ fn size(path: &Path) -> io::Result<u64> {
 /// A file or block device that is frozen by what its storage offers.
 struct VolumeSource {
     path: PathBuf,
+    /// Whether what nobody has of the file system on it is left out.
+    is_file_system: bool,
     options: FreezeOptions,
     layers: Arc<Layers>,
     clock: Arc<GenerationClock>,
@@ -195,7 +222,12 @@ impl Source for VolumeSource {
     /// As a set of one: what a hook stopped waits for the freeze, and not for the map.
     fn freeze(&self, around: &mut Around<'_>) -> Result<Arc<dyn FrozenImage>, Error> {
         let alone = VolumeSet::new(
-            vec![(String::new(), self.path.clone())],
+            vec![Member {
+                name: String::new(),
+                path: self.path.clone(),
+                is_file_system: self.is_file_system,
+            }],
+            Vec::new(),
             self.options.clone(),
             Arc::clone(&self.layers),
             Arc::clone(&self.clock),
@@ -222,6 +254,14 @@ impl OriginSource {
             export: Arc::new(OriginExport::new(Arc::clone(&origin))),
             origin,
             rotates: false,
+        }
+    }
+
+    /// What a set freezes of it.
+    fn of_a_set(&self) -> SetOrigin {
+        SetOrigin {
+            path: self.path.clone(),
+            origin: Arc::clone(&self.origin),
         }
     }
 
@@ -265,7 +305,7 @@ impl Source for OriginSource {
         around.before()?;
         let image = self.origin.freeze().map_err(|why| {
             let kind = match why {
-                CowError::Busy => ErrorKind::Busy,
+                CowError::Busy | CowError::AnotherFreeze(_) => ErrorKind::Busy,
                 _ => ErrorKind::Freeze,
             };
             Error::caused(kind, self.path.display().to_string(), why)

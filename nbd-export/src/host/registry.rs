@@ -6,17 +6,22 @@ use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use volmap::frozen::{FrozenError, FrozenImage};
-use volmap::range::ByteRange;
+use volmap::frozen::FrozenImage;
 
 use super::around::Aftermath;
-use super::report::{ExportReport, FrozenReport, Listing, SetReport, State, VolumeReport};
+use super::holds::Holds;
+use super::kept::{Kept, KeptImages, PARENTS_MAX};
+use super::on_request::Requests;
+use super::report::{ExportReport, FrozenReport, Listing, State, VolumeReport};
 use super::source::Source;
+use super::told::{Told, state_of};
+use super::turns::Turns;
 use super::under_way::{UnderWay, Work};
 use super::volume_set::VolumeSet;
-use crate::config::{Hooks, VolumeName};
+use crate::config::{Hooks, OnRequest, VolumeName};
 use crate::error::{Error, ErrorKind};
-use crate::export::{Export, FrozenExport, words};
+use crate::export::{Export, FrozenExport};
+use crate::proto::handshake::Refusal;
 use crate::server::{Addresses, AllowLists, Client, Exports, Found, Offer};
 
 /// What the name of a tag's export ends with.
@@ -33,8 +38,13 @@ pub struct Host {
     addresses: OnceLock<Addresses>,
     access: AllowLists,
     hooks: Hooks,
+    turns: Turns,
+    /// How many frozen images of a volume are kept for incrementals; 0: none, and nothing is told of what changed.
+    keep: usize,
     /// Freezes and thaws.
     under_way: UnderWay,
+    pub(super) holds: Holds,
+    pub(super) requests: Requests,
 }
 
 #[derive(Default)]
@@ -45,14 +55,14 @@ struct HostState {
     sets: BTreeMap<String, Arc<VolumeSet>>,
     tags: BTreeMap<String, Arc<dyn Export>>,
     frozen: BTreeMap<String, Frozen>,
+    kept: KeptImages,
     /// Export names whose freeze is under way.
     reserved: BTreeSet<String>,
     /// Set at the end: nothing is frozen any more.
     closed: bool,
 }
 
-/// A frozen image that is exported.
-#[derive(Clone)]
+/// A frozen image that is exported. It is not cloned: who has its export counts as a reader.
 pub(super) struct Frozen {
     pub(super) volume: String,
     pub(super) image: Arc<dyn FrozenImage>,
@@ -84,7 +94,22 @@ impl Host {
     /// Runs commands around every freeze.
     #[must_use]
     pub fn with_hooks(mut self, hooks: Hooks) -> Self {
+        self.turns = Turns::of(&hooks);
         self.hooks = hooks;
+        self
+    }
+
+    /// Keeps so many frozen images of a volume for incrementals.
+    #[must_use]
+    pub fn keeping(mut self, images: usize) -> Self {
+        self.keep = images;
+        self
+    }
+
+    /// Freezes these volumes for clients that ask for it.
+    #[must_use]
+    pub fn freezing_on_request(mut self, rules: OnRequest) -> Self {
+        self.requests = Requests::under(rules);
         self
     }
 
@@ -163,6 +188,10 @@ impl Host {
         &self.hooks
     }
 
+    pub(super) fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
     /// Exports frozen images, or gives them back where the host is closed.
     pub(super) fn insert_all(&self, frozen: Vec<(String, Frozen)>) -> Option<Vec<(String, Frozen)>> {
         let mut state = self.write();
@@ -227,22 +256,24 @@ impl Host {
     /// Takes the export of that name, or all of a frozen set, out of what is served. The names stay held.
     pub(super) fn take_out(&self, name: &str) -> Result<Vec<(String, Frozen, Reservation<'_>)>, Error> {
         let mut state = self.write();
-        let is_of = |export: &str, frozen: &Frozen| match frozen.export.circumstances().set.as_ref() {
-            // A set and a volume never have one name.
-            Some(set) => export == name || set.name == name,
-            None => export == name,
-        };
+        let is_it = |frozen: &Frozen| frozen.image.description().uuid.to_string() == name;
         let exports: Vec<String> = state
             .frozen
             .iter()
-            .filter(|(export, frozen)| is_of(export, frozen))
+            .filter(|(export, frozen)| frozen.is_called(export, name) || is_it(frozen))
             .map(|(export, _)| export.clone())
             .collect();
         if exports.is_empty() {
-            return Err(Error::new(
-                ErrorKind::UnknownName,
-                format!("there is no frozen image {name}; `nbd-export list` shows those that are"),
-            ));
+            let kept = state.kept.called(name);
+            let why = match kept.is_empty() {
+                false => format!(
+                    "is thawed already, and kept for incrementals: `nbd-export thaw --drop` ends that by its UUID ({})",
+                    kept.join(", ")
+                ),
+                true => "is not there; `nbd-export list` shows those that are".to_owned(),
+            };
+            let why = format!("the frozen image {name} {why}");
+            return Err(Error::new(ErrorKind::UnknownName, why));
         }
         let mut taken_out = Vec::new();
         for export in exports {
@@ -254,6 +285,44 @@ impl Host {
         Ok(taken_out)
     }
 
+    /// Whether frozen images are kept for incrementals.
+    pub(super) fn keeps(&self) -> bool {
+        self.keep > 0
+    }
+
+    /// Keeps a frozen image for incrementals, and gives those that are not kept any more, which the caller has to thaw.
+    pub(super) fn keep(&self, export: &str, frozen: &Frozen) -> Vec<Kept> {
+        let mut state = self.write();
+        let most = if state.closed { 0 } else { self.keep };
+        state.kept.add(export, frozen, most)
+    }
+
+    /// Takes a kept image out, which the caller has to thaw; the end of the host waits until the work is dropped.
+    pub(super) fn take_kept(&self, uuid: &str) -> Option<(Kept, Work)> {
+        let mut state = self.write();
+        // Under the lock: a host that is closed meanwhile finds either the image or the work.
+        Some((state.kept.take(uuid)?, self.under_way.begin()))
+    }
+
+    /// The older frozen images that one of this volume, whose freeze begins after this call, is to be compared with, oldest first: those
+    /// that are kept, and those that are served.
+    pub(super) fn parents_of(&self, volume: &str) -> Vec<Arc<dyn FrozenImage>> {
+        if !self.keeps() {
+            return Vec::new();
+        }
+        let state = self.read();
+        let served = state.frozen.values().filter(|frozen| frozen.volume == volume);
+        let served = served.map(|frozen| (frozen.since, Arc::clone(&frozen.image)));
+        let mut parents: Vec<_> = state.kept.of(volume).chain(served).collect();
+        parents.sort_by_key(|(since, _)| *since);
+        let too_many = parents.len().saturating_sub(PARENTS_MAX);
+        parents
+            .into_iter()
+            .skip(too_many)
+            .map(|(_, image)| image)
+            .collect()
+    }
+
     /// Ends all frozen images; none can be made afterwards. Freezes and thaws that are under way are waited for, because what
     /// they leave half done (a clone, an immutable flag on a volume) would outlive the process; not for ever, because a dead disk
     /// must not keep the process.
@@ -262,38 +331,51 @@ impl Host {
     }
 
     pub(super) fn close_within(&self, patience: Duration) {
-        let frozen = {
+        let (frozen, kept) = {
             let mut state = self.write();
             state.closed = true;
-            std::mem::take(&mut state.frozen)
+            (std::mem::take(&mut state.frozen), state.kept.take_all())
         };
         for (export, frozen) in frozen {
-            let work = self.under_way.begin();
-            // Each on its own: one that hangs must not keep the others frozen.
-            let ending = thread::Builder::new().spawn({
-                let (export, frozen) = (export.clone(), frozen.clone());
-                move || {
-                    end(&export, &frozen);
-                    drop(work);
-                }
-            });
-            if let Err(error) = ending {
-                tracing::debug!(export, %error, "no thread to thaw on");
-                end(&export, &frozen);
-            }
+            let frozen = Arc::new(frozen);
+            self.end_aside(move || end(&export, &frozen));
+        }
+        for kept in kept {
+            self.end_aside(move || kept.image.thaw());
         }
         if !self.under_way.wait(patience) {
             tracing::error!(
-                "a freeze or thaw does not end, and is left behind: look for immutable files (lsattr) and clones"
+                "a freeze or thaw does not end, and is left behind: look for clones, immutable files (lsattr) and snapshots, or run \
+                 `nbd-export cleanup`"
             );
         }
     }
 
-    /// All that is served.
+    /// Ends something on a thread of its own: one that hangs must not keep the others frozen.
+    fn end_aside(&self, end: impl Fn() + Clone + Send + 'static) {
+        let work = self.under_way.begin();
+        let aside = end.clone();
+        let ending = thread::Builder::new().spawn(move || {
+            aside();
+            drop(work);
+        });
+        if let Err(error) = ending {
+            tracing::debug!(%error, "no thread to thaw on");
+            end();
+        }
+    }
+
+    /// All that is served, and what is kept.
     pub fn list(&self) -> Listing {
-        let (sources, frozen, tags) = {
+        let (sources, frozen, kept, tags) = {
             let state = self.read();
-            (state.sources.clone(), state.frozen.clone(), state.tags.clone())
+            let kept = state.kept.all().clone();
+            let frozen: Vec<(String, Told)> = state
+                .frozen
+                .iter()
+                .map(|(export, frozen)| (export.clone(), Told::from(frozen)))
+                .collect();
+            (state.sources.clone(), frozen, kept, state.tags.clone())
         };
         let volumes = sources.iter().map(|(name, source)| VolumeReport {
             name: name.clone(),
@@ -307,6 +389,7 @@ impl Host {
                 .filter(|(_, frozen)| frozen.volume == *name)
                 .map(|(export, frozen)| self.report(export, frozen))
                 .collect(),
+            kept: (kept.get(name).into_iter().flatten()).map(Kept::report).collect(),
         });
         let tags = tags.iter().map(|(export, tag)| ExportReport {
             export: export.clone(),
@@ -336,29 +419,56 @@ impl Host {
             .collect()
     }
 
+    /// Whether there is such a frozen image, or such a frozen set.
+    pub(super) fn is_served(&self, name: &str) -> bool {
+        self.read().called(name).next().is_some()
+    }
+
+    /// Whether there is such a frozen image, and its content is not lost; of a set, that of none. Asks it, so it may take for ever.
+    pub(super) fn stands(&self, name: &str) -> bool {
+        let images: Vec<_> = (self.read().called(name))
+            .map(|frozen| Arc::clone(&frozen.image))
+            .collect();
+        !images.is_empty() && images.iter().all(|image| state_of(image.as_ref()) == State::Good)
+    }
+
+    /// Whether somebody has such a frozen image open, or one of such a set: a connection holds its export for as long as it lives. Who
+    /// only looks it up for a moment counts too.
+    pub(super) fn is_open(&self, name: &str) -> bool {
+        let state = self.read();
+        state
+            .called(name)
+            .any(|frozen| Arc::strong_count(&frozen.export) > 1)
+    }
+
+    /// Whether a client may have this volume, or every volume of this set.
+    pub(super) fn admits(&self, name: &str, client: &Client) -> bool {
+        match self.set(name) {
+            Some(set) => (set.names.iter()).all(|volume| self.access.admit(volume, client)),
+            None => self.access.admit(name, client),
+        }
+    }
+
+    /// The exports of what is thawed by this name.
+    pub(super) fn exports_of(&self, name: &str) -> Vec<Arc<FrozenExport>> {
+        let state = self.read();
+        state
+            .called(name)
+            .map(|frozen| Arc::clone(&frozen.export))
+            .collect()
+    }
+
     /// Whether a client gets to know of an export. All that are told of exports are told by this.
     fn is_for(&self, client: &Client, volume: &str, export: &Arc<dyn Export>) -> bool {
-        client.audience.may_have(export.info().writable) && self.access.admit(volume, client)
+        self.access.admit(volume, client) && client.audience.may_have(export.writable())
     }
 
     fn uri(&self, export: &str, writable: bool) -> Option<String> {
         self.addresses.get()?.uri(export, writable)
     }
 
-    pub(super) fn report(&self, export: &str, frozen: &Frozen) -> FrozenReport {
-        let about = frozen.image.description();
-        let circumstances = frozen.export.circumstances();
-        FrozenReport {
-            export: export.to_owned(),
-            uri: self.uri(export, false),
-            uuid: about.uuid,
-            method: about.method.to_owned(),
-            strength: words::strength(circumstances.strength(about)).to_owned(),
-            set: circumstances.set.as_ref().map(SetReport::from),
-            size: frozen.image.size(),
-            age_seconds: frozen.since.elapsed().as_secs(),
-            state: state_of(frozen.image.as_ref()),
-        }
+    pub(super) fn report(&self, export: &str, told: &Told) -> FrozenReport {
+        told.report(export, self.uri(export, false))
     }
 }
 
@@ -391,14 +501,6 @@ impl Drop for Reservation<'_> {
     }
 }
 
-fn state_of(image: &dyn FrozenImage) -> State {
-    // One extent is the cheapest question that samples the witnesses.
-    match ByteRange::new(0, image.size()).map(|all| image.status(all, 1)) {
-        Some(Err(FrozenError::Gone(_))) => State::Gone,
-        _ => State::Good,
-    }
-}
-
 fn taken(export: &str) -> Error {
     Error::new(
         ErrorKind::NameTaken,
@@ -410,7 +512,21 @@ pub(super) fn closing() -> Error {
     Error::new(ErrorKind::System, "the agent is shutting down")
 }
 
+impl Frozen {
+    /// Whether it is thawed by this name: that of its export, or that of its set. A set and a volume never have one name.
+    fn is_called(&self, export: &str, name: &str) -> bool {
+        let set = self.export.circumstances().set.as_ref();
+        export == name || set.is_some_and(|set| set.name == name)
+    }
+}
+
 impl HostState {
+    /// What is thawed by this name.
+    fn called<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Frozen> {
+        let called = move |(export, frozen): &(&String, &Frozen)| frozen.is_called(export, name);
+        self.frozen.iter().filter(called).map(|(_, frozen)| frozen)
+    }
+
     fn is_taken(&self, export: &str) -> bool {
         let live = self
             .sources
@@ -462,7 +578,20 @@ impl Exports for Host {
         Some(Found {
             name: name.to_owned(),
             rotational: state.rotational.contains(volume),
+            made: false,
             export,
         })
+    }
+
+    fn makes(&self, name: &str, client: &Client) -> bool {
+        self.makes_on_request(name, client)
+    }
+
+    fn make(&self, name: &str, client: &Client) -> Result<Found, Refusal> {
+        self.make_on_request(name, client)
+    }
+
+    fn unmake(&self, name: &str) {
+        self.unmake_on_request(name);
     }
 }

@@ -27,7 +27,7 @@ pub struct FrozenReport {
     pub uuid: Uuid,
     /// The provider.
     pub method: String,
-    /// What the bytes are good for: `application`, `quiesced` or `crash-consistent`.
+    /// What the bytes are good for: `application`, `quiesced`, `file-system` or `crash-consistent`.
     pub strength: String,
     /// The set that it was frozen with, if it was.
     pub set: Option<SetReport>,
@@ -36,6 +36,33 @@ pub struct FrozenReport {
     /// Seconds since the freeze.
     pub age_seconds: u64,
     /// Whether it still stands.
+    pub state: State,
+    /// The older frozen images since which it is known what changed, oldest first.
+    #[serde(default)]
+    pub lineage: Vec<Uuid>,
+}
+
+impl FrozenReport {
+    /// What all of its freeze is thawed by: its own name, or that of its set.
+    pub fn thawed_by(&self) -> &str {
+        self.set.as_ref().map_or(&self.export, |set| &set.name)
+    }
+}
+
+/// A frozen image that is not served any more, and kept for incrementals.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KeptReport {
+    /// Its name for good.
+    pub uuid: Uuid,
+    /// What its export was called.
+    pub export: String,
+    /// The provider.
+    pub method: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Seconds since the freeze.
+    pub age_seconds: u64,
+    /// Whether it can still tell what changed since.
     pub state: State,
 }
 
@@ -80,6 +107,9 @@ pub struct VolumeReport {
     pub uri: Option<String>,
     /// Its frozen images.
     pub frozen: Vec<FrozenReport>,
+    /// Those that are kept for incrementals, oldest first.
+    #[serde(default)]
+    pub kept: Vec<KeptReport>,
 }
 
 /// A tag or other export beside the volumes.

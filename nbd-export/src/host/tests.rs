@@ -1,9 +1,12 @@
 //! The registry and its control socket, with volumes whose freezes are scripted.
 
+mod lineage;
+mod on_request;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use volmap::frozen::FrozenImage;
@@ -21,6 +24,7 @@ struct Volume {
     refuses: AtomicBool,
     freeze_waits_for: std::sync::Mutex<Option<mpsc::Receiver<()>>>,
     size_waits_for: std::sync::Mutex<Option<mpsc::Receiver<()>>>,
+    made: std::sync::Mutex<Vec<Arc<Scripted>>>,
 }
 
 impl Source for Volume {
@@ -52,7 +56,9 @@ impl Source for Volume {
         if self.refuses.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Freeze, "no"));
         }
-        Ok(Scripted::with_holes())
+        let image = Scripted::with_holes();
+        self.made.lock().unwrap().push(Arc::clone(&image));
+        Ok(image)
     }
 }
 
@@ -98,6 +104,33 @@ fn a_volume_is_exported_once_it_is_frozen() {
     assert!(host.open("vm@monday", &ALL).unwrap().rotational);
     assert!(host.open("", &ALL).is_none(), "there are two now");
     assert_eq!(host.offers(&ALL).len(), 2);
+}
+
+/// Thaws what is held no longer, to its end.
+fn thaw_expired(host: &Arc<Host>) {
+    let thaws = host.thaw_what_is_held_no_longer();
+    thaws.into_iter().for_each(|thaw| thaw.join().unwrap());
+}
+
+#[test]
+fn a_thaw_that_hangs_keeps_no_other_hold_from_running_out() {
+    let (host, volume) = host();
+    for id in ["a", "b"] {
+        host.freeze_for("vm", Some(id), Some(Duration::ZERO)).unwrap();
+    }
+    let (say, word) = mpsc::channel();
+    *volume.made.lock().unwrap()[0].thaw_waits_for.lock().unwrap() = Some(word);
+    std::thread::scope(|scope| {
+        scope.spawn(|| thaw_expired(&host));
+        let deadline = Instant::now() + PATIENCE;
+        let is_there = |name| host.open(name, &ALL).is_some();
+        while (is_there("vm@a") || is_there("vm@b")) && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let stays = is_there("vm@b");
+        say.send(()).unwrap();
+        assert!(!stays, "the first one hangs");
+    });
 }
 
 #[test]
@@ -234,6 +267,7 @@ async fn control_round_trip() {
     let asked = path.clone();
     tokio::task::spawn_blocking(move || {
         let freeze = Request::Freeze {
+            hold_seconds: None,
             name: "vm".into(),
             id: Some("a".into()),
         };
@@ -248,6 +282,7 @@ async fn control_round_trip() {
         assert_eq!(listing.volumes[0].frozen, [report]);
         let thaw = Request::Thaw {
             export: "vm@a".into(),
+            drop: false,
         };
         assert!(matches!(ask(&asked, &thaw), Ok(Reply::Thawed { .. })));
         assert_eq!(kind(ask(&asked, &thaw)), ErrorKind::UnknownName);

@@ -10,7 +10,7 @@ use volmap::storage::LiveVolume;
 use super::around::Around;
 use super::open::at;
 use super::source::{Source, VolumeKind};
-use crate::config::VolumeConfig;
+use crate::config::NamedPath;
 use crate::error::{Error, ErrorKind};
 use crate::export::{Export, WritableExport};
 
@@ -22,7 +22,7 @@ pub(super) struct WritableSource {
 }
 
 impl WritableSource {
-    pub(super) fn open(config: &VolumeConfig, layers: &Layers) -> Result<Self, Error> {
+    pub(super) fn open(config: &NamedPath, layers: &Layers) -> Result<Self, Error> {
         let volume = LiveVolume::open(&config.path, layers)
             .map_err(|why| at(ErrorKind::Volume, "volume", &config.name, &config.path, why))?;
         Ok(Self {

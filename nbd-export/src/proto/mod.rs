@@ -29,7 +29,7 @@ pub mod transmission;
 
 pub use context::{ContextId, ContextName, SelectedContext};
 pub use errno::Errno;
-pub use error::{DecodeError, PeerIncompatible, PeerMisbehaved, ProtocolError, StringError};
+pub use error::{DecodeError, OptionRefused, PeerIncompatible, PeerMisbehaved, ProtocolError, StringError};
 pub use flags::TransmissionFlags;
 pub use info::{BlockSizes, ExportInfo};
 pub use reply::Descriptor;

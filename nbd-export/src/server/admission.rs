@@ -2,7 +2,7 @@
 //!
 //! A connection that is still in its handshake costs little, and whoever floods us has no reason to end one. So a new connection is
 //! always let in, and where there are too many handshakes one goes: the oldest of the largest crowd, or the oldest of all where nobody
-//! is one. What an honest client gets is time: one behind a slow link can still be pushed out, by a flood from its own address or from
+//! is one; but none that waits for us, which has a seat already. What an honest client gets is time: one behind a slow link can still be pushed out, by a flood from its own address or from
 //! many. A session costs more and is the client's for as long as it likes, so seats are limited, and no peer may have all of them.
 
 use std::cmp::Reverse;
@@ -58,6 +58,8 @@ struct State {
 #[derive(Debug)]
 struct Handshake {
     peer: Peer,
+    /// The client has said what it wants, has a seat for it, and waits for us.
+    waits: bool,
     /// Dropped where the handshake has to make room.
     _stay: oneshot::Sender<Infallible>,
 }
@@ -100,7 +102,12 @@ impl Admission {
         }
         state.drawn += 1;
         let number = state.drawn;
-        state.handshakes.insert(number, Handshake { peer, _stay: stay });
+        let handshake = Handshake {
+            peer,
+            waits: false,
+            _stay: stay,
+        };
+        state.handshakes.insert(number, handshake);
         drop(state);
         let ticket = Ticket {
             admission: Arc::clone(self),
@@ -121,16 +128,27 @@ impl Admission {
 impl State {
     fn evict(&mut self) {
         let mut peers: BTreeMap<Peer, (usize, u64)> = BTreeMap::new();
-        for (number, handshake) in &self.handshakes {
+        let idle = || self.handshakes.iter().filter(|(_, handshake)| !handshake.waits);
+        for (number, handshake) in idle() {
             peers.entry(handshake.peer).or_insert((0, *number)).0 += 1;
         }
         let largest = peers
             .into_values()
             .filter(|(count, _)| *count > CROWD)
             .max_by_key(|(count, oldest)| (*count, Reverse(*oldest)));
-        let oldest = self.handshakes.keys().next().copied();
+        let oldest = idle().next().map(|(number, _)| *number);
         if let Some(victim) = largest.map(|(_, oldest)| oldest).or(oldest) {
             self.handshakes.remove(&victim);
+        }
+    }
+
+    /// Peers without any are not remembered.
+    fn leave_seats(&mut self, peer: Peer, seats: usize) {
+        if let Some(taken) = self.taken.get_mut(&peer) {
+            *taken -= seats;
+            if *taken == 0 {
+                self.taken.remove(&peer);
+            }
         }
     }
 }
@@ -152,6 +170,25 @@ impl Ticket {
         true
     }
 
+    /// Gives its seat back, if it has one.
+    pub(super) fn leave_seat(&self) {
+        let mut state = self.admission.state();
+        let seats = usize::from(self.seated.swap(false, Ordering::Relaxed));
+        state.leave_seats(self.peer, seats);
+    }
+
+    /// The client waits for us until what this gives is dropped, and makes no room for others meanwhile.
+    pub(super) fn waits(&self) -> Waits<'_> {
+        self.set_waits(true);
+        Waits(self)
+    }
+
+    fn set_waits(&self, waits: bool) {
+        if let Some(handshake) = self.admission.state().handshakes.get_mut(&self.number) {
+            handshake.waits = waits;
+        }
+    }
+
     /// Whether it is news that there is no seat: a client may ask as often as it likes, and must not fill the log.
     pub(super) fn is_news(&self) -> bool {
         !self.told.swap(true, Ordering::Relaxed)
@@ -163,20 +200,20 @@ impl Ticket {
     }
 }
 
+/// A client that waits for us.
+pub(super) struct Waits<'a>(&'a Ticket);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.set_waits(false);
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut state = self.admission.state();
         state.handshakes.remove(&self.number);
-        let none = match state.taken.get_mut(&self.peer) {
-            Some(taken) => {
-                *taken -= usize::from(*self.seated.get_mut());
-                *taken == 0
-            }
-            None => false,
-        };
-        if none {
-            state.taken.remove(&self.peer);
-        }
+        state.leave_seats(self.peer, usize::from(*self.seated.get_mut()));
     }
 }
 
@@ -193,6 +230,31 @@ mod tests {
 
     fn is_evicted(evicted: &mut Evicted) -> bool {
         evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed)
+    }
+
+    #[test]
+    fn who_waits_for_us_makes_no_room() {
+        let admission = admission(8);
+        let (ticket, mut waiting) = admission.enter(Peer::Process(1));
+        let waits = ticket.waits();
+        // Of its own peer, and of so many that nobody is a crowd.
+        let flood = |peers: i32| {
+            let peer = |number| Peer::Process(1 + number % peers);
+            let comers = (0..)
+                .take(HANDSHAKES_MAX)
+                .map(|number| admission.enter(peer(number)));
+            comers.collect::<Vec<_>>()
+        };
+        for peers in [1, 100] {
+            let mut comers = flood(peers);
+            assert!(
+                is_evicted(&mut comers[0].1) && !is_evicted(&mut waiting),
+                "{peers}"
+            );
+        }
+        drop(waits);
+        flood(1);
+        assert!(is_evicted(&mut waiting), "like any other");
     }
 
     #[test]
@@ -297,6 +359,23 @@ mod tests {
             ..Limits::default()
         });
         assert!(lone.enter(Peer::Unnamed).0.take_seat());
+    }
+
+    #[test]
+    fn a_seat_that_is_left_is_free_and_can_be_taken_again() {
+        let admission = admission(1);
+        let (first, second) = (
+            admission.enter(Peer::Process(1)).0,
+            admission.enter(Peer::Process(2)).0,
+        );
+        assert!(first.take_seat() && !second.take_seat());
+        second.leave_seat();
+        assert!(!second.take_seat(), "it had none");
+        first.leave_seat();
+        assert!(second.take_seat() && !first.take_seat());
+        drop(first);
+        drop(second);
+        assert!(admission.state().taken.is_empty());
     }
 
     #[test]

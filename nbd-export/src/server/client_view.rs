@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use super::admission::Ticket;
 use super::exports::{Client, Exports, Found};
-use crate::proto::handshake::{Catalogue, Refusal};
+use crate::export::BASE_ALLOCATION;
+use crate::proto::handshake::{Catalogue, Entry, Refusal};
 use crate::proto::option::ListedExport;
 use crate::proto::{ContextName, ExportInfo, ExportName, HeaderStyle, TransmissionFlags};
 
@@ -30,9 +31,32 @@ impl ClientView<'_> {
         if let Some(found) = looked_up.get(name) {
             return Ok(found.clone());
         }
+        if self.exports.makes(name, self.client) {
+            return Err(Refusal::OnEntry);
+        }
         let found = self.exports.open(name, self.client).ok_or(Refusal::Unknown)?;
         looked_up.insert(name.to_owned(), found.clone());
         Ok(found)
+    }
+}
+
+impl ClientView<'_> {
+    /// Whether it is made when the client enters it, and is not made yet.
+    fn is_to_be_made(&self, name: &str) -> bool {
+        !self.looked_up.borrow().contains_key(name) && self.exports.makes(name, self.client)
+    }
+
+    fn take_seat(&self, name: &str) -> Result<(), Refusal> {
+        if self.ticket.take_seat() {
+            return Ok(());
+        }
+        if self.ticket.is_news() {
+            tracing::warn!(
+                export = name,
+                "refused: there are as many connections as --max-connections allows"
+            );
+        }
+        Err(Refusal::Busy)
     }
 }
 
@@ -52,18 +76,10 @@ impl Catalogue for ClientView<'_> {
 
     fn describe(&self, name: &str) -> Result<ExportInfo, Refusal> {
         let found = self.look_up(name)?;
-        if !self.ticket.take_seat() {
-            if self.ticket.is_news() {
-                tracing::warn!(
-                    export = name,
-                    "refused: there are as many connections as --max-connections allows"
-                );
-            }
-            return Err(Refusal::Busy);
-        }
+        self.take_seat(name)?;
         let info = found.export.info();
         Ok(ExportInfo {
-            flags: flags(&info, found.rotational),
+            flags: flags(&info, &found),
             name: ExportName::new(&found.name).map_err(|_| Refusal::Unknown)?,
             size: info.size,
             block: info.block,
@@ -71,30 +87,45 @@ impl Catalogue for ClientView<'_> {
         })
     }
 
+    /// Nothing is made for a client that may still go away, and no seat is taken by one that gets none.
+    fn enter(&self, name: &str) -> Result<Entry, Refusal> {
+        if self.is_to_be_made(name) {
+            self.take_seat(name)?;
+            return Ok(Entry::Awaited);
+        }
+        self.describe(name).map(Entry::Ready)
+    }
+
+    /// Of what is not made yet, only that which every export has can be selected.
     fn contexts(&self, name: &str, style: HeaderStyle) -> Result<Vec<ContextName>, Refusal> {
+        if self.is_to_be_made(name) {
+            return Ok(ContextName::new(BASE_ALLOCATION).into_iter().collect());
+        }
         let found = self.look_up(name)?;
-        let contexts = found.export.contexts().iter();
+        let contexts = found.export.contexts();
         Ok(contexts
+            .iter()
             .filter(|context| !context.extended || style == HeaderStyle::Extended)
             .filter_map(|context| ContextName::new(&context.name).ok())
             .collect())
     }
 }
 
-/// What an export can. Several connections are safe for each: a frozen one never changes, and every writable one has one
+/// What an export can. Several connections are safe for each but one that was made for its client: a frozen one never changes, and every writable one has one
 /// writer behind all connections, whose flush covers what any of them wrote.
-fn flags(info: &crate::export::ExportInfo, rotational: bool) -> TransmissionFlags {
+fn flags(info: &crate::export::ExportInfo, found: &Found) -> TransmissionFlags {
     let always = TransmissionFlags::HAS_FLAGS
         | TransmissionFlags::SEND_FLUSH
         | TransmissionFlags::SEND_DF
-        | TransmissionFlags::CAN_MULTI_CONN
         | TransmissionFlags::SEND_CACHE
         | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
     let only = |condition, flags| if condition { flags } else { TransmissionFlags::NONE };
     let writing =
         TransmissionFlags::SEND_FUA | TransmissionFlags::SEND_TRIM | TransmissionFlags::SEND_WRITE_ZEROES;
     always
-        | only(rotational, TransmissionFlags::ROTATIONAL)
+        | only(found.rotational, TransmissionFlags::ROTATIONAL)
+        // Clients open the others by the name that they used for the first.
+        | only(!found.made, TransmissionFlags::CAN_MULTI_CONN)
         | only(info.fast_zero, TransmissionFlags::SEND_FAST_ZERO)
         | only(info.writable, writing)
         | only(!info.writable, TransmissionFlags::READ_ONLY)
@@ -126,6 +157,7 @@ mod tests {
                 name: if name.is_empty() { "sole" } else { name }.to_owned(),
                 export: Arc::new(FrozenExport::new(Scripted::drawn())),
                 rotational: self.rotational,
+                made: false,
             })
         }
     }

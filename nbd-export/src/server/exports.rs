@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::export::Export;
+use crate::proto::handshake::Refusal;
 
 /// Whom a listener serves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +51,8 @@ pub struct Found {
     pub export: Arc<dyn Export>,
     /// Whether the disk below is known to rotate.
     pub rotational: bool,
+    /// Whether it was made for the one who asked: another connection that asks by the same name gets another one.
+    pub made: bool,
 }
 
 impl Found {
@@ -59,11 +62,12 @@ impl Found {
             name: name.to_owned(),
             export: Arc::clone(export),
             rotational: false,
+            made: false,
         }
     }
 }
 
-/// The exports that there are at the moment. Neither call blocks, and neither asks anything of what is behind an export.
+/// The exports that there are at the moment. But for [`Exports::make`] and [`Exports::unmake`] no call blocks, and none asks anything of what is behind an export.
 pub trait Exports: Send + Sync {
     /// All exports for that client.
     fn offers(&self, client: &Client) -> Vec<Offer>;
@@ -71,4 +75,20 @@ pub trait Exports: Send + Sync {
     /// The export of that name, if there is one for that client. The empty name is the sole export, if there is exactly one
     /// for it.
     fn open(&self, name: &str, client: &Client) -> Option<Found>;
+
+    /// Whether a new export is made for that client when it enters one by that name.
+    fn makes(&self, _name: &str, _client: &Client) -> bool {
+        false
+    }
+
+    /// Makes it. Blocks, for as long as it takes.
+    ///
+    /// # Errors
+    /// It is not to be had, now or at all.
+    fn make(&self, _name: &str, _client: &Client) -> Result<Found, Refusal> {
+        Err(Refusal::Unknown)
+    }
+
+    /// Ends what was made for a client that was never told of it. Blocks, as well.
+    fn unmake(&self, _name: &str) {}
 }

@@ -2,24 +2,25 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::admission::{Evicted, Ticket};
 use super::client_view::{ClientView, LookedUp};
-use super::exports::{Client, Exports};
+use super::exports::{Client, Exports, Found};
 use super::farewell::{at_closing, at_the_end, farewell};
 use super::limits::{HANDSHAKE_BYTES_MAX, LINGER};
 use super::stream::Stream;
 use crate::export::Export;
-use crate::proto::handshake::{Progress, ServerHandshake};
-use crate::proto::{Negotiated, ProtocolError};
+use crate::proto::handshake::{Catalogue, Progress, Refusal, ServerHandshake};
+use crate::proto::{ErrorText, ExportName, Negotiated, ProtocolError};
 use crate::tls::{ServerTls, TlsError};
 
 /// How a handshake ended without a session, where the client did not end it properly.
@@ -83,14 +84,14 @@ pub(super) struct Accepted {
 /// properly. With `tls`, nothing is told outside it.
 pub(super) async fn negotiate(
     stream: Box<dyn Stream>,
-    exports: &dyn Exports,
+    exports: &Arc<dyn Exports>,
     client: Client,
     tls: Option<&ServerTls>,
     ticket: &Ticket,
     bounds: Bounds,
 ) -> Result<Option<(Box<dyn Stream>, Accepted)>, HandshakeError> {
     let closing = bounds.closing.clone();
-    let mut given_up = pin!(given_up(bounds));
+    let mut end = End::of(bounds);
     let mut output = BytesMut::new();
     let handshake = ServerHandshake::start(&mut output);
     let mut negotiation = Negotiation {
@@ -105,12 +106,14 @@ pub(super) async fn negotiate(
         output,
         received: 0,
         looked_up: LookedUp::new(),
+        entered: None,
+        unclaimed: None,
         closing: closing.clone(),
     };
     let (ended, mut stream) = loop {
         let ran = tokio::select! {
-            ran = negotiation.run(exports, ticket) => ran,
-            why = &mut given_up => Err(why),
+            ran = negotiation.run(exports.as_ref(), ticket) => ran,
+            why = end.comes() => Err(why),
         };
         match (ran, tls) {
             (Ok(Ended::StartTls), Some(tls)) => tokio::select! {
@@ -119,8 +122,24 @@ pub(super) async fn negotiate(
                     Err((why, stream)) => break (Err(why.into()), stream),
                 },
                 // There is no goodbye in the midst of TLS's own handshake.
-                why = &mut given_up => return Err(why),
+                why = end.comes() => return Err(why),
             },
+            (Ok(Ended::Awaited(name)), _) => {
+                let begun = Instant::now();
+                let _waits = ticket.waits();
+                let making = make(exports, negotiation.client.clone(), name);
+                tokio::select! {
+                    // A client that is gone in the same moment has no use for it.
+                    biased;
+                    left = negotiation.leaves() => break (left.map_err(Into::into).map(|()| None), negotiation.stream),
+                    why = end.comes_whenever() => break (Err(why), negotiation.stream),
+                    made = making => {
+                        negotiation.go_on_with(made, exports.as_ref(), ticket);
+                        // The client had no part in how long that took, and in nothing else.
+                        end.put_off(begun.elapsed());
+                    }
+                }
+            }
             (Ok(Ended::Transmission(session)), _) => return Ok(Some(negotiation.accept(*session))),
             (Ok(Ended::StartTls | Ended::Left), _) => break (Ok(None), negotiation.stream),
             (Err(error), _) => break (Err(error), negotiation.stream),
@@ -142,28 +161,62 @@ pub(super) async fn negotiate(
     };
     tokio::select! {
         () = parting => {}
-        _ = given_up => {}
+        _ = end.comes() => {}
     }
     ended
 }
 
-/// Ready when a handshake is over, however far it has come.
-async fn given_up(bounds: Bounds) -> HandshakeError {
-    let Bounds {
-        deadline,
-        evicted,
-        mut closing,
-    } = bounds;
-    tokio::select! {
-        () = sleep(deadline) => HandshakeError::TooLong,
-        _ = evicted => HandshakeError::Evicted,
-        () = at_the_end(&mut closing) => HandshakeError::Closing,
+/// What ends a handshake, however far it has come.
+struct End {
+    time: Pin<Box<Sleep>>,
+    evicted: Evicted,
+    closing: watch::Receiver<bool>,
+}
+
+impl End {
+    fn of(bounds: Bounds) -> Self {
+        Self {
+            time: Box::pin(sleep(bounds.deadline)),
+            evicted: bounds.evicted,
+            closing: bounds.closing,
+        }
+    }
+
+    /// The client gets so much more time.
+    fn put_off(&mut self, by: Duration) {
+        let until = self.time.deadline() + by;
+        self.time.as_mut().reset(until);
+    }
+
+    /// Ready at the end.
+    async fn comes(&mut self) -> HandshakeError {
+        let Self {
+            time,
+            evicted,
+            closing,
+            ..
+        } = self;
+        tokio::select! {
+            () = time => HandshakeError::TooLong,
+            _ = evicted => HandshakeError::Evicted,
+            () = at_the_end(closing) => HandshakeError::Closing,
+        }
+    }
+
+    /// The same while the client is the one that waits.
+    async fn comes_whenever(&mut self) -> HandshakeError {
+        let Self { evicted, closing, .. } = self;
+        tokio::select! {
+            _ = evicted => HandshakeError::Evicted,
+            () = at_the_end(closing) => HandshakeError::Closing,
+        }
     }
 }
 
 /// How a run of options ends.
 enum Ended {
     StartTls,
+    Awaited(ExportName),
     Transmission(Box<Negotiated>),
     Left,
 }
@@ -177,6 +230,10 @@ struct Negotiation {
     output: BytesMut,
     received: usize,
     looked_up: LookedUp,
+    /// The session that begins once it is told, after its export was made.
+    entered: Option<Box<Negotiated>>,
+    /// What was made for the client, until it is told of it.
+    unclaimed: Option<Unclaimed>,
     closing: watch::Receiver<bool>,
 }
 
@@ -185,6 +242,13 @@ impl Negotiation {
         loop {
             // The greeting, or the answer to the last message.
             self.stream.write_all_buf(&mut self.output).await?;
+            if let Some(session) = self.entered.take() {
+                self.stream.flush().await?;
+                if let Some(unclaimed) = self.unclaimed.take() {
+                    unclaimed.claim();
+                }
+                return Ok(Ended::Transmission(session));
+            }
             match self.step(exports, ticket)? {
                 Progress::Continue => {}
                 Progress::NeedInput => {
@@ -202,12 +266,25 @@ impl Negotiation {
                     self.stream.flush().await?;
                     return Ok(match progress {
                         Progress::StartTls => Ended::StartTls,
+                        Progress::Awaited(name) => Ended::Awaited(name),
                         Progress::Transmission(session) => Ended::Transmission(session),
                         _ => Ended::Left,
                     });
                 }
             }
         }
+    }
+
+    /// Ready when the client has gone while it is the one that waits. What it sends meanwhile is kept; from one that sends more than fits a
+    /// handshake nothing is taken.
+    async fn leaves(&mut self) -> io::Result<()> {
+        while self.received <= HANDSHAKE_BYTES_MAX {
+            match self.stream.read_buf(&mut self.input).await? {
+                0 => return Ok(()),
+                count => self.received += count,
+            }
+        }
+        std::future::pending().await
     }
 
     /// Waits for more of the client, and says how much there was. What comes once the server closes is answered accordingly.
@@ -227,17 +304,55 @@ impl Negotiation {
         Ok(count)
     }
 
-    /// One step of the handshake. The catalogue of a client lives for a step only, because it is not `Sync`.
-    fn step(&mut self, exports: &dyn Exports, ticket: &Ticket) -> Result<Progress, ProtocolError> {
+    /// Calls `ask` with the catalogue of the client, which lives for a step only because it is not `Sync`.
+    fn viewed<T>(
+        &mut self,
+        exports: &dyn Exports,
+        ticket: &Ticket,
+        ask: impl FnOnce(&mut Self, &ClientView<'_>) -> T,
+    ) -> T {
+        let client = self.client.clone();
         let view = ClientView {
             exports,
-            client: &self.client,
+            client: &client,
             ticket,
             looked_up: RefCell::new(std::mem::take(&mut self.looked_up)),
         };
-        let progress = self.handshake.advance(&mut self.input, &mut self.output, &view);
+        let answer = ask(self, &view);
         self.looked_up = view.looked_up.into_inner();
-        progress
+        answer
+    }
+
+    /// One step of the handshake.
+    fn step(&mut self, exports: &dyn Exports, ticket: &Ticket) -> Result<Progress, ProtocolError> {
+        self.viewed(exports, ticket, |this, view| {
+            this.handshake.advance(&mut this.input, &mut this.output, view)
+        })
+    }
+
+    /// Answers the client that waited.
+    fn go_on_with(
+        &mut self,
+        (name, made): (ExportName, Result<(Found, Unclaimed), Refusal>),
+        exports: &dyn Exports,
+        ticket: &Ticket,
+    ) {
+        let progress = self.viewed(exports, ticket, |this, view| {
+            let made = made.and_then(|(found, unclaimed)| {
+                this.unclaimed = Some(unclaimed);
+                view.looked_up
+                    .borrow_mut()
+                    .insert(name.as_str().to_owned(), found);
+                view.describe(name.as_str())
+            });
+            this.handshake.made(made, &mut this.output)
+        });
+        if let Progress::Transmission(session) = progress {
+            self.entered = Some(session);
+        } else {
+            self.unclaimed = None;
+            ticket.leave_seat();
+        }
     }
 
     /// The same connection inside TLS, where everything begins anew; the stream outside it, where there is no TLS to be had.
@@ -265,5 +380,54 @@ impl Negotiation {
             input: self.input,
         };
         (self.stream, accepted)
+    }
+}
+
+/// Has an export made for a client, on a thread: others are not to wait for it. It ends again where the client is gone by then.
+async fn make(
+    exports: &Arc<dyn Exports>,
+    client: Client,
+    name: ExportName,
+) -> (ExportName, Result<(Found, Unclaimed), Refusal>) {
+    let making = tokio::task::spawn_blocking({
+        let (exports, name) = (Arc::clone(exports), name.clone());
+        let threads = Handle::current();
+        move || {
+            let found = exports.make(name.as_str(), &client)?;
+            let unclaimed = Unclaimed {
+                made: Some((exports, found.name.clone())),
+                threads,
+            };
+            Ok((found, unclaimed))
+        }
+    });
+    let made = making.await.unwrap_or_else(|error| {
+        tracing::error!(%error, export = name.as_str(), "while an export was made");
+        Err(Refusal::Failed(ErrorText::new(
+            "the server failed while it made the export",
+        )))
+    });
+    (name, made)
+}
+
+/// An export that was made for a client which has not been told of it: nobody else knows its name. Dropped, it ends.
+struct Unclaimed {
+    made: Option<(Arc<dyn Exports>, String)>,
+    /// Where it ends, which blocks.
+    threads: Handle,
+}
+
+impl Unclaimed {
+    /// The client has it now.
+    fn claim(mut self) {
+        self.made = None;
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some((exports, name)) = self.made.take() {
+            self.threads.spawn_blocking(move || exports.unmake(&name));
+        }
     }
 }

@@ -313,14 +313,15 @@ fn length_32(length: u64) -> u32 {
 mod tests {
     use std::sync::Arc;
 
-    use volmap::frozen::StatusExtent;
+    use uuid::Uuid;
+    use volmap::frozen::{ChangedMap, StatusExtent};
     use volmap::generation::Generation;
     use volmap::map::Content;
     use volmap::store::{Below, Place, StoreGraph, StoreKind};
 
     use super::*;
-    use crate::export::FrozenExport;
     use crate::export::scripted::{Scripted, segment, store};
+    use crate::export::{FrozenExport, Parent};
     use crate::proto::{Cookie, HeaderStyle, Negotiated, SelectedContext};
 
     /// The example of docs/x-volmap.md: 64 KiB of a file, its first half on lun0 from 1 MiB on, then a hole, then data whose
@@ -354,7 +355,11 @@ mod tests {
             extent(32_768, 16_384, Content::Hole, 1, false),
             extent(49_152, 16_384, Content::Data, 2, true),
         ];
-        FrozenExport::new(Scripted::new(graph, extents))
+        let same = [ByteRange::new(0, 16_384), ByteRange::new(20_480, 28_672)];
+        FrozenExport::new(Scripted::new(graph, extents)).since(vec![Parent {
+            uuid: Uuid::from_u128(0xffee_ddcc_bbaa_9988_7766_5544_3322_1100),
+            changed: ChangedMap::all_but(65_536, same.into_iter().flatten()),
+        }])
     }
 
     fn answerer(names: &[&str]) -> Answerer {
@@ -447,6 +452,24 @@ mod tests {
         0000000200000002 000000000000c000 123456789a000001 0000000000004000\n\
         123456789a000002";
 
+    /// Quoted in docs/x-volmap.md, "What changed, in bytes".
+    const GOLDEN_CHANGED: &str = "\
+        6e8a278c00000006 00000000000000c0 0000000000000000 0000000000000038\n\
+        0000000100000003 0000000000008000 0000000000000000 0000000000004000\n\
+        0000000000000003 0000000000004000 0000000000000000 6e8a278c00010006\n\
+        00000000000000c0 0000000000000000 0000000000000048 0000000200000004\n\
+        0000000000004000 0000000000000000 0000000000001000 0000000000000001\n\
+        0000000000007000 0000000000000000 0000000000004000 0000000000000001";
+
+    #[test]
+    fn golden_changes() {
+        let answerer = answerer(&[
+            "base:allocation",
+            "x-volmap:changed:ffeeddcc-bbaa-9988-7766-554433221100",
+        ]);
+        assert_eq!(hex(&ask(&answerer, None)).join("\n"), GOLDEN_CHANGED);
+    }
+
     #[test]
     fn golden_map_and_validation() {
         let answerer = answerer(&["base:allocation", "x-volmap:generation", "x-volmap:disk:id:lun0"]);
@@ -461,7 +484,13 @@ mod tests {
     fn the_document_quotes_these_bytes() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/x-volmap.md");
         let document = std::fs::read_to_string(path).unwrap();
-        for golden in [GOLDEN_QUERY, GOLDEN, GOLDEN_FILTER, GOLDEN_VALIDATION] {
+        for golden in [
+            GOLDEN_QUERY,
+            GOLDEN,
+            GOLDEN_FILTER,
+            GOLDEN_VALIDATION,
+            GOLDEN_CHANGED,
+        ] {
             let quoted: Vec<String> = golden.lines().map(|line| format!("    {line}\n")).collect();
             assert!(
                 document.contains(&quoted.concat()),

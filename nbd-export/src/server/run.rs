@@ -220,15 +220,7 @@ async fn connection(
         evicted,
         closing: door.closing.clone(),
     };
-    let negotiated = negotiate(
-        stream,
-        door.exports.as_ref(),
-        client,
-        door.tls.as_ref(),
-        &ticket,
-        bounds,
-    )
-    .await;
+    let negotiated = negotiate(stream, &door.exports, client, door.tls.as_ref(), &ticket, bounds).await;
     ticket.leave_handshake();
     let (stream, accepted) = match negotiated {
         Ok(Some(accepted)) => accepted,

@@ -75,7 +75,8 @@ impl Session {
             export,
             input,
         } = accepted;
-        let position = |name: &str| export.contexts().iter().position(|known| known.name == name);
+        let offered = export.contexts();
+        let position = |name: &str| offered.iter().position(|known| known.name == name);
         let selected = negotiated.contexts.iter().filter_map(|context| {
             Some(Selected {
                 id: context.id,

@@ -85,8 +85,8 @@ impl Export for Slow {
         }
     }
 
-    fn contexts(&self) -> &[Context] {
-        &[]
+    fn contexts(&self) -> Vec<Context> {
+        Vec::new()
     }
 
     fn read(&self, range: ByteRange, _: ReadShape, out: &mut Pieces) -> Result<(), ExportError> {
@@ -120,7 +120,15 @@ impl Export for Slow {
 /// Answers nothing until it comes alive.
 #[derive(Clone, Default)]
 struct Dead {
+    begun: Arc<AtomicUsize>,
     alive: Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>,
+}
+
+impl Dead {
+    fn come_alive(&self) {
+        *self.alive.0.lock().unwrap() = true;
+        self.alive.1.notify_all();
+    }
 }
 
 impl Export for Dead {
@@ -128,11 +136,12 @@ impl Export for Dead {
         Slow::new(Duration::ZERO).info()
     }
 
-    fn contexts(&self) -> &[Context] {
-        &[]
+    fn contexts(&self) -> Vec<Context> {
+        Vec::new()
     }
 
     fn read(&self, _: ByteRange, _: ReadShape, _: &mut Pieces) -> Result<(), ExportError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
         let alive = self.alive.0.lock().unwrap();
         let _alive = self.alive.1.wait_while(alive, |alive| !*alive).unwrap();
         Err(ExportError::Unsupported("too late"))
@@ -465,8 +474,7 @@ fn a_dead_disk_costs_only_its_own_clients() {
         }
         let mut other = server.session("e", HeaderStyle::Structured, &[]).await;
         let answer = tokio::time::timeout(Duration::from_secs(20), other.ask(&read(0, 512))).await;
-        *dead.alive.0.lock().unwrap() = true;
-        dead.alive.1.notify_all();
+        dead.come_alive();
         assert!(answer.expect("another disk answers").is_ok());
     });
 }
@@ -483,7 +491,7 @@ async fn a_bug_behind_one_request_costs_that_request_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn disconnect_and_shutdown_finish_what_is_in_flight() {
     let slow = Slow::new(Duration::from_millis(100));
-    let mut server = Running::start(slow.clone(), slow).await;
+    let mut server = Running::start(slow.clone(), slow.clone()).await;
     let mut leaving = server.session("e", HeaderStyle::Structured, &[]).await;
     leaving.submit(&read(0, 100));
     leaving.client.disconnect(&mut leaving.output);
@@ -494,7 +502,9 @@ async fn disconnect_and_shutdown_finish_what_is_in_flight() {
     busy.submit(&read(0, 100));
     busy.stream.write_all_buf(&mut busy.output).await.unwrap();
     let idle = server.connect().await;
-    tokio::time::sleep(Duration::from_millis(30)).await;
+    while slow.inside.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     server.stop();
     assert!(busy.next().await.is_ok());
     tokio::time::timeout(Duration::from_secs(5), server.done)
@@ -508,8 +518,8 @@ async fn disconnect_and_shutdown_finish_what_is_in_flight() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_come_at_shutdown_are_told_so_on_every_connection() {
-    let slow = Slow::new(Duration::from_millis(100));
-    let mut server = Running::start(slow.clone(), slow).await;
+    let dead = Dead::default();
+    let mut server = Running::start(Arc::new(dead.clone()), Arc::new(dead.clone())).await;
     let mut sessions = Vec::new();
     for style in STYLES {
         for _ in 0..3 {
@@ -520,24 +530,32 @@ async fn requests_that_come_at_shutdown_are_told_so_on_every_connection() {
             sessions.push(session);
         }
     }
-    tokio::time::sleep(Duration::from_millis(30)).await;
-    server.stop();
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    let mut answers = Vec::new();
-    for session in &mut sessions {
-        session.submit(&read(4096, 100));
-        session.stream.write_all_buf(&mut session.output).await.unwrap();
+    while dead.begun.load(Ordering::SeqCst) < sessions.len() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    server.stop();
+    let mut in_flight = Vec::new();
     for session in &mut sessions {
-        for _ in 0..2 {
-            answers.push(session.next().await.map(drop).map_err(|error| error.errno));
+        // What is sent before its connection knows of the end is still taken.
+        let mut taken = 1;
+        loop {
+            session.submit(&read(4096, 100));
+            session.stream.write_all_buf(&mut session.output).await.unwrap();
+            match tokio::time::timeout(Duration::from_millis(100), session.next()).await {
+                Ok(answer) => break assert_eq!(answer.unwrap_err().errno, Errno::Shutdown),
+                Err(_) => taken += 1,
+            }
+        }
+        in_flight.push(taken);
+    }
+    dead.come_alive();
+    for (session, taken) in sessions.iter_mut().zip(in_flight) {
+        for _ in 0..taken {
+            assert_ne!(session.next().await.unwrap_err().errno, Errno::Shutdown);
         }
         // Then the end, and not a reset.
         assert_eq!(session.stream.read_buf(&mut session.input).await.unwrap(), 0);
     }
-    let told = answers.iter().filter(|a| **a == Err(Errno::Shutdown)).count();
-    let finished = answers.iter().filter(|a| a.is_ok()).count();
-    assert_eq!((told, finished), (sessions.len(), sessions.len()), "{answers:?}");
     tokio::time::timeout(Duration::from_secs(5), server.done)
         .await
         .expect("the server ends")
@@ -758,8 +776,7 @@ async fn threads_that_still_read_keep_the_seat_of_their_connection() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let next = || async { Session::open(server.connect().await, "e", HeaderStyle::Structured, &[]).await };
     let early = next().await;
-    *dead.alive.0.lock().unwrap() = true;
-    dead.alive.1.notify_all();
+    dead.come_alive();
     assert!(early.is_err(), "the disk had not answered yet");
     let again = async { while next().await.is_err() {} };
     tokio::time::timeout(Duration::from_secs(5), again)
@@ -813,7 +830,7 @@ async fn a_client_that_asks_just_in_time_is_told_of_a_shutdown_soon() {
 async fn handshakes_end_at_their_deadline() {
     let export = Arc::new(FrozenExport::new(Scripted::with_holes()));
     let limits = Limits {
-        handshake_deadline: Duration::from_millis(200),
+        handshake_deadline: Duration::from_secs(1),
         ..Limits::default()
     };
     let server = Running::start_within(limits, export, Slow::new(Duration::ZERO)).await;
@@ -833,7 +850,7 @@ async fn handshakes_end_at_their_deadline() {
         .await
         .expect("the server ends it");
     let mut session = server.session("e", HeaderStyle::Structured, &[]).await;
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(
         session.ask(&read(0, 1)).await.is_ok(),
         "a session has no deadline"

@@ -17,8 +17,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks at the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 128;
+/// Connections that may wait to be accepted, as many as tokio lets wait at TCP (the kernel takes no more than `net.core.somaxconn`). A client
+/// of libnbd that finds no place does not wait: it fails with EAGAIN.
+const BACKLOG: u32 = 1024;
 
 /// Why a Unix socket cannot be opened.
 #[derive(Debug, thiserror::Error)]

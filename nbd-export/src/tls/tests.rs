@@ -9,7 +9,14 @@ use rcgen::{
     CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope, DistinguishedName, DnType, IsCa,
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ProtocolVersion, RootCertStore, SupportedProtocolVersion};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
 
 use super::*;
 
@@ -263,4 +270,69 @@ fn a_key_that_everybody_can_read_is_warned_about() {
         let told = fs::read_to_string(path).unwrap();
         assert_eq!(told.contains("server-key.pem"), warned, "{mode:o}: {told}");
     }
+}
+
+/// A client of the directory that speaks one version only.
+fn client_of(directory: &TempDir, version: &'static SupportedProtocolVersion) -> ClientConfig {
+    let path = |name: &str| directory.path().join(name);
+    let certificates = |name: &str| -> Vec<CertificateDer<'static>> {
+        let read = CertificateDer::pem_file_iter(path(name)).unwrap();
+        read.collect::<Result<_, _>>().unwrap()
+    };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates("ca-cert.pem"));
+    let key = PrivateKeyDer::from_pem_file(path("client-key.pem")).unwrap();
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(certificates("client-cert.pem"), key)
+        .unwrap()
+}
+
+#[tokio::test]
+async fn tls_1_2_and_1_3_are_spoken() {
+    let authority = Authority::new("authority");
+    let directory = directory(&[&authority], &authority, &parameters(SERVER, &["name"]));
+    for (version, spoken) in [
+        (&TLS12, ProtocolVersion::TLSv1_2),
+        (&TLS13, ProtocolVersion::TLSv1_3),
+    ] {
+        let connector = TlsConnector::from(Arc::new(client_of(&directory, version)));
+        let server = ServerTls::load(directory.path()).unwrap();
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let name = ServerName::try_from("localhost").unwrap();
+        let (accepted, connected) = tokio::join!(server.accept(near), connector.connect(name, far));
+        assert_eq!(
+            accepted.map_err(|(error, _)| error).unwrap().1,
+            ["name", "localhost"]
+        );
+        assert_eq!(connected.unwrap().get_ref().1.protocol_version(), Some(spoken));
+    }
+}
+
+#[tokio::test]
+async fn tls_1_1_is_refused() {
+    let authority = Authority::new("authority");
+    let directory = directory(&[&authority], &authority, &parameters(SERVER, &["name"]));
+    let server = ServerTls::load(directory.path()).unwrap();
+    // RFC 4346, 7.4.1.2: a hello of version 3.2, in all else one that 1.2 could be spoken with.
+    let mut hello = vec![3, 2];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 2, 0xc0, 0x2b, 1, 0]);
+    hello.extend([0, 8, 0, 13, 0, 4, 0, 2, 4, 3]);
+    let mut record = vec![22, 3, 1, 0, 55, 1, 0, 0, 51];
+    record.extend(&hello);
+    let (near, mut far) = tokio::io::duplex(1 << 16);
+    far.write_all(&record).await.unwrap();
+    let (error, stream) = server.accept(near).await.err().unwrap();
+    assert!(
+        matches!(&error, TlsError::Handshake(source) if source.to_string().contains("Tls12NotOffered")),
+        "{error:?}"
+    );
+    drop(stream);
+    let mut alert = Vec::new();
+    far.read_to_end(&mut alert).await.unwrap();
+    // A fatal alert, protocol_version.
+    assert_eq!(alert[5..], [2, 70], "{alert:?}");
 }

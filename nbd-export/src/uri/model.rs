@@ -42,6 +42,15 @@ pub struct TlsParameters {
     pub directory: Option<PathBuf>,
     /// The name that the server's certificate must have (`tls-hostname`), where it is another than that of the host.
     pub hostname: Option<String>,
+    /// The TLS directory that somebody else names where the URI names none. It is no part of the URI, and not printed with it.
+    pub fallback: Option<PathBuf>,
+}
+
+impl TlsParameters {
+    /// The TLS directory.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref().or(self.fallback.as_deref())
+    }
 }
 
 /// A server and an export of it.
@@ -68,10 +77,18 @@ impl NbdUri {
     /// The same, with a TLS directory where TLS is spoken and none is named.
     #[must_use]
     pub fn or_tls_directory(mut self, directory: Option<&Path>) -> Self {
-        if let Some(tls) = &mut self.tls
-            && tls.directory.is_none()
-        {
-            tls.directory = directory.map(Path::to_owned);
+        if let Some(tls) = &mut self.tls {
+            tls.fallback = directory.map(Path::to_owned);
+        }
+        self
+    }
+
+    /// The same, with another TLS directory than the one that it names, where TLS is spoken.
+    #[must_use]
+    pub fn with_tls_directory(mut self, directory: &Path) -> Self {
+        if let Some(tls) = &mut self.tls {
+            tls.directory = None;
+            tls.fallback = Some(directory.to_owned());
         }
         self
     }

@@ -20,11 +20,33 @@ const CERTIFICATES: &str = "tls-certificates";
 const HOSTNAME: &str = "tls-hostname";
 const VERIFY_PEER: &str = "tls-verify-peer";
 const TYPE: &str = "tls-type";
+const SET: &str = "set";
 
 impl FromStr for NbdUri {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Self, UriError> {
+        let (uri, parameters) = Self::read(text)?;
+        parameters.end()?;
+        Ok(uri)
+    }
+}
+
+impl NbdUri {
+    /// Reads the URI of a server, or of one of its exports, that may name a set of them, `nbd://host/?set=NAME`: an extension of ours,
+    /// which is an unknown parameter to everybody else.
+    ///
+    /// # Errors
+    /// As when a URI is parsed.
+    pub fn with_set(text: &str) -> Result<(Self, Option<String>), UriError> {
+        let (uri, mut parameters) = Self::read(text)?;
+        let set = parameters.text(SET)?;
+        parameters.end()?;
+        Ok((uri, set))
+    }
+
+    /// With the parameters that it has no use for.
+    fn read(text: &str) -> Result<(Self, Parameters<'_>), UriError> {
         let (scheme, rest) = text.split_once("://").ok_or(UriError::Scheme)?;
         let (unix, encrypted) = match scheme.to_ascii_lowercase().as_str() {
             "nbd" => (false, false),
@@ -56,12 +78,12 @@ impl FromStr for NbdUri {
         } else {
             None
         };
-        parameters.end()?;
-        Ok(Self {
+        let uri = Self {
             address,
             export: ExportName::new(&decoded(path)?)?,
             tls,
-        })
+        };
+        Ok((uri, parameters))
     }
 }
 
@@ -159,7 +181,11 @@ fn tls(parameters: &mut Parameters<'_>) -> Result<TlsParameters, UriError> {
             return Err(UriError::Value { name, value });
         }
     }
-    Ok(TlsParameters { directory, hostname })
+    Ok(TlsParameters {
+        directory,
+        hostname,
+        fallback: None,
+    })
 }
 
 fn tcp(authority: &str) -> Result<NbdAddress, UriError> {

@@ -1,4 +1,5 @@
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 use proptest::prelude::*;
 
@@ -31,6 +32,7 @@ fn secure(uri: NbdUri, directory: Option<&str>, hostname: Option<&str>) -> NbdUr
         tls: Some(TlsParameters {
             directory: directory.map(Into::into),
             hostname: hostname.map(Into::into),
+            fallback: None,
         }),
         ..uri
     }
@@ -200,16 +202,23 @@ fn a_server_is_known_by_its_host_unless_another_name_is_given() {
 
 #[test]
 fn a_directory_of_the_command_line_yields_to_that_of_the_uri() {
-    let with = |text, directory: &str| parse(text).unwrap().or_tls_directory(Some(directory.as_ref()));
-    assert_eq!(
-        with("nbds://h", "/d"),
-        secure(tcp("h", 10809, ""), Some("/d"), None)
-    );
-    assert_eq!(
-        with("nbds://h?tls-certificates=/mine", "/d"),
-        secure(tcp("h", 10809, ""), Some("/mine"), None)
-    );
-    assert_eq!(with("nbd://h", "/d"), tcp("h", 10809, ""));
+    let with = |text| parse(text).unwrap().or_tls_directory(Some("/d".as_ref()));
+    let directory = |uri: &NbdUri| {
+        uri.tls
+            .as_ref()
+            .and_then(|tls| tls.directory().map(Path::to_owned))
+    };
+    for (text, expected) in [
+        ("nbds://h:1/", Some("/d")),
+        ("nbds://h:1/?tls-certificates=/mine", Some("/mine")),
+        ("nbd://h:1/", None),
+    ] {
+        assert_eq!(directory(&with(text)), expected.map(Into::into), "{text}");
+        // It does not become a part of the URI.
+        assert_eq!(with(text).to_string(), text);
+    }
+    let moved = with("nbds://h:1/?tls-certificates=/mine").with_tls_directory("/new".as_ref());
+    assert_eq!(directory(&moved), Some("/new".into()));
 }
 
 fn addresses() -> impl Strategy<Value = NbdAddress> {
@@ -230,7 +239,11 @@ fn tls() -> impl Strategy<Value = Option<TlsParameters>> {
     let directory = proptest::option::of("[^\0]{1,20}".prop_map(Into::into));
     let hostname = proptest::option::of("[a-z]{1,9}(\\.[a-z]{1,9}){0,2}");
     proptest::option::of(
-        (directory, hostname).prop_map(|(directory, hostname)| TlsParameters { directory, hostname }),
+        (directory, hostname).prop_map(|(directory, hostname)| TlsParameters {
+            directory,
+            hostname,
+            fallback: None,
+        }),
     )
 }
 
@@ -248,4 +261,18 @@ proptest! {
             prop_assert_eq!(parse(&uri.to_string()), Ok(uri));
         }
     }
+}
+
+#[test]
+fn a_set_is_named_where_one_can_be_meant_and_nowhere_else() {
+    let text = "nbd://h/?set=db%40monday";
+    let (uri, set) = NbdUri::with_set(text).unwrap();
+    assert_eq!((uri, set.as_deref()), (tcp("h", 10809, ""), Some("db@monday")));
+    assert_eq!(
+        NbdUri::with_set("nbd://h/x").unwrap(),
+        (tcp("h", 10809, "x"), None)
+    );
+    assert_eq!(parse(text), Err(UriError::Parameter("set".into())));
+    assert!(NbdUri::with_set("nbd://h/?set=").is_err());
+    assert!(NbdUri::with_set("nbd://h/?set=a&other=b").is_err());
 }

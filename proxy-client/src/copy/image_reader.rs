@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{End, Event, Header, Kind};
 use crate::image_source::ImageSource;
 use crate::interrupt::Interrupt;
-use crate::job::UnreadableRanges;
+use crate::unreadable::UnreadableRanges;
 
 /// An image, decoded and verified by a thread of its own.
 pub(crate) struct ImageReader {
@@ -46,7 +46,7 @@ impl ImageReader {
                         }
                         return Ok(());
                     }
-                    Event::Records(_) => return Ok(()),
+                    Event::Records(_) | Event::Checkpoint(_) => return Ok(()),
                     Event::Data { range, bytes } => (range, Some(bytes)),
                     Event::Zero { range, kind } => {
                         if kind == Kind::Unreadable {

@@ -31,7 +31,7 @@ mod writer;
 pub(crate) use file_source::FileSource;
 pub(crate) use image_reader::ImageReader;
 pub(crate) use limits::STREAM_READ;
-pub(crate) use mapped_reader::MappedReader;
+pub(crate) use mapped_reader::{MappedReader, RandomAccess, Run};
 pub(crate) use nbd_source::{ALLOCATION, NbdSource};
 pub(crate) use nbd_writer::NbdWriter;
 pub(crate) use null_writer::NullWriter;

@@ -5,8 +5,10 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
+use uuid::Uuid;
 use volmap::range::ByteRange;
 
+use super::checkpoint::{self, Checkpoint};
 use super::end::{End, Tally};
 use super::error::{FrameName, ImageError};
 use super::frame::{self, Key};
@@ -14,9 +16,10 @@ use super::group::{Expected, ExpectedFrame, Group, RECORDS_PAYLOAD_MAX};
 use super::hash::{self, RootHasher};
 use super::header::Header;
 use super::layout::{self, CHECKSUM, OUR_MAGIC, SKIPPABLE_HEADER, ZSTD_MAGIC, in_memory};
-use super::limits::HEADER_TEXT_MAX;
+use super::limits::{FRAMES_MAX, HEADER_TEXT_MAX};
 use super::piece::FrameKind;
 use super::record::{Kind, Record};
+use super::resumption::{LastPoint, ResumePoint};
 use super::seek_table::{self, TableHasher};
 use super::zero;
 
@@ -25,6 +28,8 @@ use super::zero;
 pub enum Event {
     /// The header: always first.
     Header(Box<Header>),
+    /// A checkpoint: what had been done when it was written.
+    Checkpoint(Box<Checkpoint>),
     /// The records of the group that comes next.
     Records(Vec<Record>),
     /// Bytes of the volume, checked against their leaf hashes.
@@ -38,9 +43,15 @@ pub enum Event {
     Zero {
         /// Which.
         range: ByteRange,
-        /// Why: never [`Kind::Data`].
+        /// Why: never [`Kind::Data`]. [`Kind::Same`] says that they are not zero, but the parent's.
         kind: Kind,
     },
+}
+
+/// The image that an incremental one continues, as far as its reader needs it.
+pub trait ParentLeaves: Send {
+    /// The hashes of the leaves of a range, which begins on the grid and ends on it or with both volumes; `None` where they cannot be had.
+    fn leaves(&mut self, range: ByteRange) -> Option<Vec<blake3::Hash>>;
 }
 
 enum State {
@@ -70,6 +81,7 @@ pub struct Decoder {
     state: State,
     events: VecDeque<Event>,
     key: Key,
+    header: Option<Header>,
     size: u64,
     luns: usize,
     position: u64,
@@ -78,6 +90,9 @@ pub struct Decoder {
     root: RootHasher,
     table: TableHasher,
     decompressor: zstd::bulk::Decompressor<'static>,
+    parent: Option<Box<dyn ParentLeaves>>,
+    /// Where the image could go on, and its seek table so far, where somebody wants to.
+    memory: Option<(Option<ResumePoint>, Vec<u8>)>,
 }
 
 impl Default for Decoder {
@@ -98,6 +113,7 @@ impl Decoder {
             state: State::Header,
             events: VecDeque::new(),
             key: None,
+            header: None,
             size: 0,
             luns: 0,
             position: 0,
@@ -106,7 +122,38 @@ impl Decoder {
             root: RootHasher::new(),
             table: TableHasher::new(),
             decompressor: zstd::bulk::Decompressor::new().expect("zstd has memory for a context"),
+            parent: None,
+            memory: None,
         }
+    }
+
+    /// The same, for an image that continues another.
+    #[must_use]
+    pub fn with_parent(self, parent: Option<Box<dyn ParentLeaves>>) -> Self {
+        Self { parent, ..self }
+    }
+
+    /// The same, for an image that may be unfinished: it remembers where the image could go on, and 8 bytes for every frame.
+    pub(super) fn remembering() -> Self {
+        Self {
+            memory: Some((None, Vec::new())),
+            ..Self::new()
+        }
+    }
+
+    /// Whether the image is whole, and if it is not, its header, the last place where it could go on, and its seek table up to
+    /// there at least.
+    pub(super) fn into_last_point(mut self) -> (Result<End, ImageError>, Option<LastPoint>) {
+        let memory = self.memory.take();
+        let header = self.header.take();
+        let point = memory.and_then(|(point, table)| {
+            Some(LastPoint {
+                header: header?,
+                point: point?,
+                table,
+            })
+        });
+        (self.ending(), point)
     }
 
     /// Adds the next bytes of the file.
@@ -144,8 +191,13 @@ impl Decoder {
     pub fn finish(mut self) -> Result<End, ImageError> {
         let event = self.next_event()?;
         assert!(event.is_none(), "every event is taken before the end");
+        self.ending()
+    }
+
+    fn ending(self) -> Result<End, ImageError> {
         match self.state {
             State::Done(end) => Ok(end),
+            State::Failed(error) => Err(error),
             _ => Err(ImageError::Truncated {
                 at: self.at + self.buffer.len() as u64,
             }),
@@ -219,13 +271,43 @@ impl Decoder {
             return Err(frame::misplaced(tag, 0));
         }
         let header = Header::decode(&checked)?;
+        if let Some(parent) = header.parent.filter(|_| self.parent.is_none()) {
+            return Err(ImageError::ParentMissing {
+                parent: parent.frozen,
+            });
+        }
         self.key = Some(checked.checksum);
         self.size = header.size;
         self.luns = header.luns.len();
-        self.table.add(self.at, 0);
+        self.enter(self.at, 0);
+        self.header = Some(header.clone());
+        self.remember(None);
         self.events.push_back(Event::Header(Box::new(header)));
         self.state = State::Frame;
         Ok(true)
+    }
+
+    /// Enters a frame into the seek table.
+    fn enter(&mut self, compressed: u64, plain: u64) {
+        self.table.add(compressed, plain);
+        if let Some((_, table)) = &mut self.memory {
+            table.extend_from_slice(&seek_table::entry(compressed, plain));
+        }
+    }
+
+    /// Notes that the image could go on here: behind the header, or at the checkpoint that was just read.
+    fn remember(&mut self, checkpoint: Option<(u64, &Checkpoint)>) {
+        let Some((last, _)) = &mut self.memory else { return };
+        *last = Some(ResumePoint {
+            at: checkpoint.map_or(self.at, |(at, _)| at),
+            checkpoint: checkpoint.map(|(_, checkpoint)| checkpoint.clone()),
+            key: self.key,
+            position: self.position,
+            groups: self.groups,
+            tally: self.tally,
+            root: self.root.clone(),
+            table: self.table.clone(),
+        });
     }
 
     fn records_or_end(&mut self) -> Result<bool, ImageError> {
@@ -245,15 +327,35 @@ impl Decoder {
                         start: self.position,
                         size: self.size,
                         luns: self.luns,
+                        incremental: self.header.as_ref().is_some_and(|header| header.parent.is_some()),
                     },
                 )?;
                 self.groups += 1;
                 for record in &group.records {
                     self.tally.add(record);
                 }
-                self.table.add(self.at - at, 0);
+                self.enter(self.at - at, 0);
                 self.events.push_back(Event::Records(group.records.clone()));
                 self.state = State::Group(group, 0);
+            }
+            layout::CHECKPOINT_TAG => {
+                let place = checkpoint::Place {
+                    groups: self.groups,
+                    position: self.position,
+                    frozen: self
+                        .header
+                        .as_ref()
+                        .map_or_else(Uuid::nil, |header| header.frozen),
+                };
+                let found = checkpoint::decode(&checked, place, at)?;
+                // Groups check what they add; checkpoints are the only other frames that a file could be full of.
+                if self.table.frames() + 2 > FRAMES_MAX {
+                    return Err(ImageError::TooManyFrames);
+                }
+                self.remember(Some((at, &found)));
+                self.enter(self.at - at, 0);
+                self.events.push_back(Event::Checkpoint(Box::new(found)));
+                self.state = State::Frame;
             }
             layout::END_TAG => {
                 let stated = End::decode(&checked, at)?;
@@ -305,11 +407,10 @@ impl Decoder {
         check_zstd_frame(&compressed, expected, at)?;
         match expected.kind {
             FrameKind::Data => self.data(&compressed, expected, &group, at)?,
-            FrameKind::Zero => self.zeroes(&compressed, expected, &group, at)?,
+            FrameKind::Zero | FrameKind::Same => self.zeroes(&compressed, expected, &group, at)?,
         }
         self.position = expected.range.end();
-        self.table
-            .add(u64::from(expected.compressed), expected.range.len());
+        self.enter(u64::from(expected.compressed), expected.range.len());
         self.state = State::Group(group, index + 1);
         Ok(true)
     }
@@ -387,7 +488,17 @@ impl Decoder {
             Err(_) => return Err(ImageError::DataUndecodable { at, range }),
         }
         let records = group.records_in(range);
-        self.root.zero_leaves(range, &records);
+        if expected.kind == FrameKind::Same {
+            let unreadable = ImageError::ParentUnreadable { range };
+            let parent = self.parent.as_mut().ok_or(unreadable.clone())?;
+            let leaves = parent.leaves(range).ok_or(unreadable)?;
+            if leaves.len() as u64 != range.len().div_ceil(layout::LEAF) {
+                return Err(ImageError::ParentUnreadable { range });
+            }
+            leaves.iter().for_each(|leaf| self.root.leaf(leaf));
+        } else {
+            self.root.zero_leaves(range, &records);
+        }
         self.events.extend(records.iter().map(|record| Event::Zero {
             range: record.range,
             kind: record.kind,
@@ -444,7 +555,11 @@ fn first_four(bytes: &[u8]) -> [u8; 4] {
 
 /// Whether the bytes are exactly one zstd frame that says it holds the plain length that was recorded: anything else
 /// would let stock zstd see another volume than we do.
-fn check_zstd_frame(compressed: &[u8], expected: &ExpectedFrame, at: u64) -> Result<(), ImageError> {
+pub(super) fn check_zstd_frame(
+    compressed: &[u8],
+    expected: &ExpectedFrame,
+    at: u64,
+) -> Result<(), ImageError> {
     let whole = zstd::zstd_safe::find_frame_compressed_size(compressed) == Ok(compressed.len());
     let plain = zstd::zstd_safe::get_frame_content_size(compressed);
     if compressed.starts_with(&ZSTD_MAGIC.to_le_bytes())

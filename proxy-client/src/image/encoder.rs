@@ -1,7 +1,9 @@
 //! The writing half: takes pieces in volume order, gives bytes in file order.
 
 use bytes::Bytes;
+use uuid::Uuid;
 
+use super::checkpoint::{self, Checkpoint};
 use super::end::{End, Tally, Totals};
 use super::error::ImageError;
 use super::frame::{Key, Payload};
@@ -11,11 +13,14 @@ use super::layout::{self, CHECKSUM, LEAF, frame_entry, in_u32};
 use super::limits::{FRAMES_MAX, GROUP_FRAMES_MAX, GROUP_RECORDS_MAX};
 use super::piece::{EncodedFrame, EncodedPiece, FrameKind};
 use super::record::{self, Transport};
+use super::resumption::ResumePoint;
 use super::seek_table::{self, TableHasher};
 
 /// Writes one backup image. Holds back at most one group (16 data frames of 1 MiB), and 8 bytes for every frame.
 pub struct Encoder {
     key: Key,
+    frozen: Uuid,
+    incremental: bool,
     size: u64,
     luns: usize,
     /// First byte of the volume that was not appended yet.
@@ -40,6 +45,8 @@ impl Encoder {
         key.copy_from_slice(&frame[frame.len() - CHECKSUM..]);
         let mut encoder = Self {
             key: Some(key),
+            frozen: header.frozen,
+            incremental: header.parent.is_some(),
             size: header.size,
             luns: header.luns.len(),
             position: 0,
@@ -53,6 +60,25 @@ impl Encoder {
         };
         encoder.enter(frame.len(), 0);
         (encoder, frame)
+    }
+
+    /// The encoder of an unfinished image.
+    pub(super) fn at(header: &Header, point: ResumePoint, table: Vec<u8>) -> Self {
+        Self {
+            key: point.key,
+            frozen: header.frozen,
+            incremental: header.parent.is_some(),
+            size: header.size,
+            luns: header.luns.len(),
+            position: point.position,
+            pending: Vec::with_capacity(GROUP_FRAMES_MAX),
+            pending_records: 0,
+            groups: point.groups,
+            tally: point.tally,
+            root: point.root,
+            table,
+            table_hasher: point.table,
+        }
     }
 
     /// First byte of the volume that was not appended yet: where the next piece must begin.
@@ -93,6 +119,32 @@ impl Encoder {
             }
         }
         Ok(written)
+    }
+
+    /// What is held back, as a group that is shorter than it could be: after it a [`Self::checkpoint`] can stand.
+    ///
+    /// # Errors
+    /// [`ImageError::TooManyFrames`].
+    pub fn flush(&mut self) -> Result<Vec<Bytes>, ImageError> {
+        let mut written = Vec::new();
+        self.close_group(&mut written)?;
+        Ok(written)
+    }
+
+    /// A checkpoint, to be written once everything before it is durable.
+    ///
+    /// # Panics
+    /// Something is held back ([`Self::flush`]).
+    pub fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Bytes {
+        assert!(self.pending.is_empty(), "a checkpoint stands between groups");
+        let place = checkpoint::Place {
+            groups: self.groups,
+            position: self.position,
+            frozen: self.frozen,
+        };
+        let frame = checkpoint::encode(checkpoint, place, self.key);
+        self.enter(frame.len(), 0);
+        frame
     }
 
     /// The rest of the image: the last group, END and the seek table.
@@ -141,12 +193,16 @@ impl Encoder {
         let Some(first) = frames.first() else {
             return Ok(());
         };
-        // Room for END too.
-        if self.table_hasher.frames() + frames.len() as u64 + 2 > FRAMES_MAX {
+        // Room for RECORDS, a checkpoint and END too.
+        if self.table_hasher.frames() + frames.len() as u64 + 3 > FRAMES_MAX {
             return Err(ImageError::TooManyFrames);
         }
         let mut records = Vec::new();
         for record in frames.iter().flat_map(|frame| &frame.records) {
+            assert!(
+                record.kind != record::Kind::Same || self.incremental,
+                "a full image has no parent"
+            );
             assert!(
                 record.receipt.transport != Transport::Direct || usize::from(record.receipt.lun) < self.luns,
                 "receipts name LUNs of the header"
@@ -162,7 +218,9 @@ impl Encoder {
         written.push(records_frame);
         for frame in frames {
             match frame.kind {
-                FrameKind::Data => frame.leaves.iter().for_each(|leaf| self.root.leaf(leaf)),
+                FrameKind::Data | FrameKind::Same => {
+                    frame.leaves.iter().for_each(|leaf| self.root.leaf(leaf))
+                }
                 FrameKind::Zero => self.root.zero_leaves(frame.range, &frame.records),
             }
             self.enter(frame.bytes.len(), frame.range.len());
@@ -172,7 +230,8 @@ impl Encoder {
     }
 
     fn encode_records(&self, start: u64, frames: &[EncodedFrame], records: &[record::Record]) -> Bytes {
-        let leaves: Vec<_> = frames.iter().flat_map(|frame| &frame.leaves).collect();
+        let data = frames.iter().filter(|frame| frame.kind == FrameKind::Data);
+        let leaves: Vec<_> = data.flat_map(|frame| &frame.leaves).collect();
         let variable =
             frames.len() * frame_entry::LEN + records.len() * layout::record::LEN + leaves.len() * CHECKSUM;
         let mut payload = Payload::new(layout::RECORDS_TAG, layout::records::LEN, variable);
@@ -192,6 +251,7 @@ impl Encoder {
             entry[frame_entry::KIND.start] = match frame.kind {
                 FrameKind::Data => 0,
                 FrameKind::Zero => 1,
+                FrameKind::Same => 2,
             };
             entry[frame_entry::HASH].copy_from_slice(frame.hash.as_bytes());
             payload.extend(&entry);

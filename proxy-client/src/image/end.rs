@@ -22,6 +22,8 @@ pub struct Tally {
     pub hole: u64,
     /// Bytes that could not be read.
     pub unreadable: u64,
+    /// Bytes that are the parent's.
+    pub same: u64,
     /// Bytes read straight from a LUN.
     pub direct: u64,
     /// Bytes read through the host.
@@ -38,6 +40,7 @@ impl Tally {
             Kind::Zero => &mut self.zero,
             Kind::Hole => &mut self.hole,
             Kind::Unreadable => &mut self.unreadable,
+            Kind::Same => &mut self.same,
         } += length;
         match record.receipt.transport {
             Transport::None => {}
@@ -110,6 +113,11 @@ impl End {
         if bytes.len() != field::CHECKSUM.start {
             return Err(ImageError::FrameLength { at });
         }
+        let kinds = [field::DATA, field::ZERO, field::HOLE, field::UNREADABLE];
+        let own = kinds
+            .map(|kind| u64_at(bytes, kind))
+            .into_iter()
+            .fold(0, u64::saturating_add);
         Ok(Self {
             size: u64_at(bytes, field::SIZE),
             groups: u64_at(bytes, field::GROUPS),
@@ -120,6 +128,8 @@ impl End {
                 zero: u64_at(bytes, field::ZERO),
                 hole: u64_at(bytes, field::HOLE),
                 unreadable: u64_at(bytes, field::UNREADABLE),
+                // What is nothing else; the frames themselves are counted by whoever reads them.
+                same: u64_at(bytes, field::SIZE).saturating_sub(own),
                 direct: u64_at(bytes, field::DIRECT),
                 nbd: u64_at(bytes, field::NBD),
             },

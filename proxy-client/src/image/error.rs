@@ -14,6 +14,8 @@ pub enum FrameName {
     Header,
     /// The frame before a group of data frames.
     Records,
+    /// A frame between groups: what was durable.
+    Checkpoint,
     /// The last frame before the seek table.
     End,
 }
@@ -23,6 +25,7 @@ impl FrameName {
         match tag {
             layout::HEADER_TAG => Some(Self::Header),
             layout::RECORDS_TAG => Some(Self::Records),
+            layout::CHECKPOINT_TAG => Some(Self::Checkpoint),
             layout::END_TAG => Some(Self::End),
             _ => None,
         }
@@ -34,6 +37,7 @@ impl fmt::Display for FrameName {
         f.write_str(match self {
             Self::Header => "HEADER",
             Self::Records => "RECORDS",
+            Self::Checkpoint => "CHECKPOINT",
             Self::End => "END",
         })
     }
@@ -41,7 +45,7 @@ impl fmt::Display for FrameName {
 
 /// A count of END that is compared with what was found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "the fields of END, docs/image-format.md section 5")]
+#[allow(missing_docs, reason = "the fields of END, docs/image-format.md section 6")]
 pub enum Count {
     Size,
     Groups,
@@ -70,6 +74,8 @@ pub enum RecordsRule {
     RecordsCover,
     /// An unknown kind, transport or LUN, or a transport that does not go with the kind.
     Record,
+    /// What is the parent's in a frame that is not, the other way round, or in a full image.
+    Same,
     /// Data in a zero frame.
     DataInZeroFrame,
     /// The leaf hashes are not as many as the leaves of the data frames.
@@ -178,6 +184,12 @@ pub enum ImageError {
         /// The bytes.
         range: ByteRange,
     },
+    /// A checkpoint says that something else was done than what stands before it.
+    #[error("the checkpoint at byte {at} is not about what stands before it")]
+    Checkpoint {
+        /// Where it begins.
+        at: u64,
+    },
     /// END counts something that is not there.
     #[error("END says {stated} for {count:?}, the image holds {found}")]
     Counted {
@@ -224,11 +236,17 @@ pub enum ImageError {
         /// Its tag.
         tag: [u8; 4],
     },
-    /// An incremental image.
-    #[error("this is an incremental image over {parent}, which this program cannot read yet")]
-    Incremental {
+    /// An incremental image without the images that it continues.
+    #[error("this is an incremental image over {parent}, which is needed to read it")]
+    ParentMissing {
         /// Frozen UUID of the parent.
         parent: Uuid,
+    },
+    /// The bytes of the parent that an incremental image refers to cannot be had.
+    #[error("bytes {range} of the volume are those of the parent image, which does not give them")]
+    ParentUnreadable {
+        /// The bytes.
+        range: ByteRange,
     },
     /// Another leaf size.
     #[error(
@@ -257,7 +275,6 @@ impl ImageError {
             self,
             Self::Version { .. }
                 | Self::UnknownFrame { .. }
-                | Self::Incremental { .. }
                 | Self::LeafSize { .. }
                 | Self::VolumeTooLarge { .. }
                 | Self::TooManyFrames

@@ -88,7 +88,7 @@ pub(super) fn open<'a>(payload: &'a [u8], key: Key, at: u64) -> Result<([u8; 4],
     let mut tag = [0; 4];
     tag.copy_from_slice(&bytes[layout::header::TAG]);
     let version = u32_at(bytes, layout::header::VERSION);
-    if version != layout::VERSION {
+    if !(layout::OLDEST_VERSION..=layout::VERSION).contains(&version) {
         return Err(ImageError::Version { at, version });
     }
     Ok((

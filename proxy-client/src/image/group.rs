@@ -59,6 +59,8 @@ pub(super) struct Expected {
     pub(super) size: u64,
     /// LUNs in the header.
     pub(super) luns: usize,
+    /// Whether there is a parent.
+    pub(super) incremental: bool,
 }
 
 impl Group {
@@ -111,13 +113,20 @@ impl Group {
                 .map(|leaf| blake3::Hash::from_bytes(array_at(leaf, 0..CHECKSUM)))
                 .collect(),
         };
-        group.check(leaves).map_err(broken)?;
+        group.check(leaves, expected.incremental).map_err(broken)?;
         Ok(group)
     }
 
-    fn check(&self, leaves: usize) -> Result<(), RecordsRule> {
+    fn check(&self, leaves: usize, incremental: bool) -> Result<(), RecordsRule> {
         if self.frames.last().map_or(0, |frame| frame.leaves.end) != leaves {
             return Err(RecordsRule::Leaves);
+        }
+        for frame in &self.frames {
+            let same = frame.kind == FrameKind::Same;
+            let records = self.records_in(frame.range);
+            if same && !incremental || records.iter().any(|record| (record.kind == Kind::Same) != same) {
+                return Err(RecordsRule::Same);
+            }
         }
         for frame in self.frames.iter().filter(|frame| frame.kind == FrameKind::Zero) {
             if self
@@ -147,6 +156,7 @@ fn decode_frames(entries: &[u8], range: ByteRange, size: u64) -> Result<Vec<Expe
         let (kind, plain_max, compressed_max) = match entry[frame_entry::KIND.start] {
             0 => (FrameKind::Data, DATA_FRAME_MAX, DATA_COMPRESSED_MAX),
             1 => (FrameKind::Zero, ZERO_FRAME_MAX, ZERO_COMPRESSED_MAX),
+            2 => (FrameKind::Same, ZERO_FRAME_MAX, ZERO_COMPRESSED_MAX),
             _ => return Err(RecordsRule::FrameKind),
         };
         let compressed = u32_at(entry, frame_entry::COMPRESSED);
@@ -157,7 +167,7 @@ fn decode_frames(entries: &[u8], range: ByteRange, size: u64) -> Result<Vec<Expe
             .ok_or(RecordsRule::FrameSize)?;
         let leaves = match kind {
             FrameKind::Data => leaf..leaf + layout::in_memory(plain.div_ceil(LEAF)),
-            FrameKind::Zero => leaf..leaf,
+            FrameKind::Zero | FrameKind::Same => leaf..leaf,
         };
         leaf = leaves.end;
         at = frame.end();

@@ -120,7 +120,18 @@ pub(super) fn data_leaves(range: ByteRange, plain: &[u8], records: &[Record]) ->
         .collect()
 }
 
+/// The hash of a leaf of zeroes that sorted records describe; `zeroes` has a leaf of them, or all that there are.
+pub(super) fn zero_leaf(leaf: ByteRange, zeroes: &[u8], records: &[Record]) -> blake3::Hash {
+    let stretches = unreadable_in(records, leaf);
+    if stretches.is_empty() && leaf.len() == LEAF {
+        *ZERO_LEAF_HASH
+    } else {
+        leaf_hash(&zeroes[..in_memory(leaf.len())], &stretches)
+    }
+}
+
 /// Collects leaf hashes in volume order.
+#[derive(Clone)]
 pub(super) struct RootHasher {
     hasher: blake3::Hasher,
     leaves: u64,

@@ -7,6 +7,7 @@ use volmap::identity::Identity;
 
 use super::error::ImageError;
 use super::frame::{Checked, Payload, array_at, u32_at, u64_at};
+use super::hash::Root;
 use super::layout::{self, LEAF, header as field};
 use super::limits::{HEADER_TEXT_MAX, VOLUME_MAX};
 
@@ -52,13 +53,52 @@ pub struct LunRecord {
     pub path: String,
 }
 
+/// What the job was told: with it, an unfinished image is resumed without being told again. Nothing in it is secret.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// The export of the frozen image, an NBD URI.
+    pub uri: String,
+    /// Smallest share of the data, in percent, that has to be read directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_direct: Option<f64>,
+    /// Share of the direct data, in percent, that is compared with the host's.
+    #[serde(default)]
+    pub audit_percent: f64,
+    /// Data that cannot be read directly ends the job.
+    #[serde(default)]
+    pub no_fallback: bool,
+    /// The LUNs as they were given, with all their paths and what may be read of them.
+    #[serde(default)]
+    pub luns: Vec<String>,
+    /// Names of LUNs that an audit found to differ from what the host reads. They are not read any more, wherever they are found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub distrusted: Vec<String>,
+    /// Where the image was that this one continues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// The dirty bitmap of QEMU that told what changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bitmap: Option<String>,
+}
+
+/// The image that an incremental one continues.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ParentRecord {
+    /// Its frozen image.
+    pub frozen: Uuid,
+    /// Its root.
+    pub root: Root,
+}
+
 /// What an image says of itself before its first byte of data.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Header {
     /// Drawn at random for this image; ties its frames together.
     pub image: Uuid,
     /// The frozen image that was read; nil where the server names none.
     pub frozen: Uuid,
+    /// The image that this one continues; `None` for a full one.
+    pub parent: Option<ParentRecord>,
     /// Size of the volume in bytes.
     pub size: u64,
     /// When the backup began, in seconds since 1970-01-01T00:00:00Z.
@@ -73,6 +113,8 @@ pub struct Header {
     pub luns: Vec<LunRecord>,
     /// The program that wrote the image, with its version.
     pub software: String,
+    /// What the job was told.
+    pub job: Option<JobRecord>,
 }
 
 /// The text part of the header.
@@ -83,6 +125,8 @@ struct Text {
     stores: Vec<StoreRecord>,
     luns: Vec<LunRecord>,
     software: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    job: Option<JobRecord>,
 }
 
 impl Header {
@@ -98,6 +142,7 @@ impl Header {
             stores: self.stores.clone(),
             luns: self.luns.clone(),
             software: self.software.clone(),
+            job: self.job.clone(),
         };
         serde_json::to_vec(&text).expect("strings and numbers have a JSON form")
     }
@@ -113,6 +158,10 @@ impl Header {
         let mut payload = Payload::new(layout::HEADER_TAG, field::LEN, text.len());
         payload.put(field::IMAGE, self.image.as_bytes());
         payload.put(field::FROZEN, self.frozen.as_bytes());
+        if let Some(parent) = &self.parent {
+            payload.put(field::PARENT_FROZEN, parent.frozen.as_bytes());
+            payload.put(field::PARENT_ROOT, parent.root.as_bytes());
+        }
         payload.put_u64(field::SIZE, self.size);
         payload.put(field::CREATED, &self.created.to_le_bytes());
         payload.put_u32(field::LEAF_SIZE, layout::in_u32(LEAF));
@@ -130,10 +179,11 @@ impl Header {
         if text.len() != u32_at(bytes, field::TEXT_LENGTH) as usize {
             return Err(ImageError::FrameLength { at: 0 });
         }
-        let parent = Uuid::from_bytes(array_at(bytes, field::PARENT_FROZEN));
-        if !parent.is_nil() || bytes[field::PARENT_ROOT] != [0; 32] {
-            return Err(ImageError::Incremental { parent });
-        }
+        let parent = ParentRecord {
+            frozen: Uuid::from_bytes(array_at(bytes, field::PARENT_FROZEN)),
+            root: Root::from_bytes(array_at(bytes, field::PARENT_ROOT)),
+        };
+        let has_parent = !parent.frozen.is_nil() || parent.root.as_bytes() != &[0; 32];
         let leaf = u32_at(bytes, field::LEAF_SIZE);
         if u64::from(leaf) != LEAF {
             return Err(ImageError::LeafSize { size: leaf });
@@ -146,6 +196,7 @@ impl Header {
         Ok(Self {
             image: Uuid::from_bytes(array_at(bytes, field::IMAGE)),
             frozen: Uuid::from_bytes(array_at(bytes, field::FROZEN)),
+            parent: has_parent.then_some(parent),
             size,
             created: i64::from_le_bytes(array_at(bytes, field::CREATED)),
             volume: text.volume,
@@ -153,6 +204,7 @@ impl Header {
             stores: text.stores,
             luns: text.luns,
             software: text.software,
+            job: text.job,
         })
     }
 }

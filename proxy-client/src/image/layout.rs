@@ -1,7 +1,9 @@
 //! Names, sizes and places of the fields: docs/image-format.md in code (a test compares the two).
 
 /// Format version of every frame of ours.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+/// The oldest version that is read.
+pub(super) const OLDEST_VERSION: u32 = 1;
 
 /// Bytes of a leaf of the hash tree, and the grid on which frames begin.
 pub const LEAF: u64 = LEAF_BYTES as u64;
@@ -29,6 +31,8 @@ pub(super) const TABLE_FOOTER: usize = 9;
 pub(super) const HEADER_TAG: [u8; 4] = *b"VBIH";
 /// Tag of a RECORDS frame.
 pub(super) const RECORDS_TAG: [u8; 4] = *b"VBIR";
+/// Tag of a CHECKPOINT frame.
+pub(super) const CHECKPOINT_TAG: [u8; 4] = *b"VBIC";
 /// Tag of the END frame.
 pub(super) const END_TAG: [u8; 4] = *b"VBIE";
 
@@ -107,6 +111,22 @@ layout! {
         TRANSPORT: 1,
         ROUNDS: 1,
         RESERVED: 3,
+    }
+}
+
+layout! {
+    /// Fixed part of a CHECKPOINT payload; the text and the checksum follow.
+    checkpoint {
+        TAG: 4,
+        VERSION: 4,
+        GROUPS: 8,
+        POSITION: 8,
+        FROZEN: 16,
+        MOVED: 8,
+        REMAPPED_DIRECT: 8,
+        VALIDATIONS: 8,
+        AUDITED: 8,
+        TEXT_LENGTH: 4,
     }
 }
 

@@ -21,6 +21,9 @@ pub const GROUP_RECORDS_MAX: usize = 64 << 10;
 /// Bytes of the descriptive text in the header: thousands of stores and LUNs.
 pub const HEADER_TEXT_MAX: usize = 256 << 10;
 
+/// Bytes of the text of a checkpoint: hundreds of reasons, each a sentence.
+pub const CHECKPOINT_TEXT_MAX: usize = 64 << 10;
+
 /// Frames in a file, set by the zstd seekable format.
 pub const FRAMES_MAX: u64 = 0x0800_0000;
 

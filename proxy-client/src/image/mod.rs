@@ -9,6 +9,7 @@
 //!   RECORDS; the seek table by END; and the file ends exactly behind it;
 //! * the root depends on the volume alone.
 
+mod checkpoint;
 mod decoder;
 mod encoder;
 mod end;
@@ -21,20 +22,25 @@ mod layout;
 pub mod limits;
 mod outline;
 mod piece;
+mod random_access;
 mod record;
+mod resumption;
 mod seek_table;
 mod zero;
 
-pub use decoder::{Decoder, Event};
+pub use checkpoint::Checkpoint;
+pub use decoder::{Decoder, Event, ParentLeaves};
 pub use encoder::Encoder;
 pub use end::{End, Tally, Totals};
 pub use error::{Count, FrameName, ImageError, RecordsRule};
 pub use hash::Root;
-pub use header::{Header, LunProof, LunRecord, StoreRecord};
+pub use header::{Header, JobRecord, LunProof, LunRecord, ParentRecord, StoreRecord};
 pub use layout::LEAF;
-pub use outline::{FOOTER, HEADER_FRAME_MAX, Outline, TableCheck};
+pub use outline::{FOOTER, HEADER_FRAME_MAX, Outline, TableCheck, header_of};
 pub use piece::{Content, DEFAULT_LEVEL, EncodedPiece, compress_piece};
+pub use random_access::{FramePlace, GroupPlace, Holds, OpenGroup, RECORDS_FRAME_MAX, RootOfLeaves};
 pub use record::{Kind, Receipt, Record, Transport};
+pub use resumption::{Found, Resumption, UnfinishedImage, WholeImage};
 pub use zero::is_zero;
 
 #[cfg(test)]

@@ -65,6 +65,10 @@ impl Outline {
         })
     }
 
+    pub(super) fn key(&self) -> frame::Key {
+        Some(self.key)
+    }
+
     /// The header.
     pub fn header(&self) -> &Header {
         &self.header
@@ -118,6 +122,17 @@ impl Outline {
         };
         Ok((end, check))
     }
+}
+
+/// The header at the beginning of a file, if it begins with a good one.
+pub fn header_of(first: &[u8]) -> Option<Header> {
+    if first.len() < SKIPPABLE_HEADER || !first.starts_with(&OUR_MAGIC.to_le_bytes()) {
+        return None;
+    }
+    let length = u32_at(first, 4..SKIPPABLE_HEADER) as usize;
+    let payload = first.get(SKIPPABLE_HEADER..SKIPPABLE_HEADER.checked_add(length)?)?;
+    let (tag, checked) = frame::open(payload, None, 0).ok()?;
+    (tag == layout::HEADER_TAG).then(|| Header::decode(&checked).ok())?
 }
 
 /// Checks the entries of a seek table, fed in order, against END, the place of the table and the size of the volume: so a

@@ -19,6 +19,8 @@ pub enum Content<'a> {
     Bytes(&'a [u8]),
     /// Nothing but zeroes; no record of the piece is of data.
     Zeroes,
+    /// The bytes of the parent, whose leaf hashes these are; every record of the piece says so.
+    Same(&'a [blake3::Hash]),
 }
 
 /// A kind of frame.
@@ -26,6 +28,7 @@ pub enum Content<'a> {
 pub(super) enum FrameKind {
     Data,
     Zero,
+    Same,
 }
 
 /// A compressed frame with everything that its group says of it.
@@ -35,7 +38,7 @@ pub(super) struct EncodedFrame {
     pub(super) kind: FrameKind,
     pub(super) bytes: Bytes,
     pub(super) hash: blake3::Hash,
-    /// Of data frames; those of zero frames follow from the records.
+    /// Of data frames, and, from the parent, of those that are the same; those of zero frames follow from the records.
     pub(super) leaves: Vec<blake3::Hash>,
     pub(super) records: Vec<Record>,
 }
@@ -53,13 +56,23 @@ impl EncodedPiece {
         self.range
     }
 
-    /// Compressed bytes, which stay in memory until the piece is written. Zeroes are shared and count nothing.
-    pub fn compressed_len(&self) -> u64 {
-        self.frames
-            .iter()
-            .filter(|frame| frame.kind == FrameKind::Data)
-            .map(|frame| frame.bytes.len() as u64)
-            .sum()
+    /// The compressed bytes of each frame. They may wait elsewhere, and have to be back before the piece is written.
+    pub fn bytes_mut(&mut self) -> impl Iterator<Item = &mut Bytes> {
+        self.frames.iter_mut().map(|frame| &mut frame.bytes)
+    }
+
+    /// Whether every frame has the bytes that it was given.
+    pub fn is_whole(&self) -> bool {
+        let mut frames = self.frames.iter();
+        frames.all(|frame| blake3::hash(&frame.bytes) == frame.hash)
+    }
+
+    /// Bytes of memory that the piece takes beside the compressed ones.
+    pub fn len_beside(&self) -> u64 {
+        let of = |frame: &EncodedFrame| {
+            size_of_val(frame) + size_of_val(&*frame.leaves) + size_of_val(&*frame.records)
+        };
+        self.frames.iter().map(|frame| of(frame) as u64).sum()
     }
 
     pub(super) fn into_frames(self) -> Vec<EncodedFrame> {
@@ -92,6 +105,7 @@ pub fn compress_piece(
     let frames = match content {
         Content::Bytes(bytes) => data_frames(range, bytes, records, level),
         Content::Zeroes => zero_frames(range, records),
+        Content::Same(leaves) => same_frames(range, leaves, records),
     };
     EncodedPiece { range, frames }
 }
@@ -135,7 +149,9 @@ fn data_frames(range: ByteRange, bytes: &[u8], records: &[Record], level: i32) -
 
 fn zero_frames(range: ByteRange, records: &[Record]) -> Vec<EncodedFrame> {
     assert!(
-        records.iter().all(|record| record.kind != Kind::Data),
+        records
+            .iter()
+            .all(|record| !matches!(record.kind, Kind::Data | Kind::Same)),
         "data has bytes"
     );
     let mut frames = Vec::new();
@@ -151,6 +167,37 @@ fn zero_frames(range: ByteRange, records: &[Record]) -> Vec<EncodedFrame> {
             leaves: Vec::new(),
             records,
         });
+        at = frame.end();
+    }
+    frames
+}
+
+/// Zeroes stand for what is the parent's, so that the frames still tile the volume.
+fn same_frames(range: ByteRange, leaves: &[blake3::Hash], records: &[Record]) -> Vec<EncodedFrame> {
+    assert!(
+        records.iter().all(|record| record.kind == Kind::Same),
+        "what is the parent's is nothing else"
+    );
+    assert_eq!(
+        leaves.len() as u64,
+        range.len().div_ceil(LEAF),
+        "every leaf of the parent has its hash"
+    );
+    let mut frames = Vec::new();
+    let (mut at, mut leaves) = (range.start(), leaves);
+    while at < range.end() {
+        let (frame, records) = fitting(at, range.end(), records, zero::first_length);
+        let compressed = zero::frame(frame.len());
+        let (own, rest) = leaves.split_at(in_memory(frame.len().div_ceil(LEAF)));
+        frames.push(EncodedFrame {
+            range: frame,
+            kind: FrameKind::Same,
+            bytes: compressed.bytes,
+            hash: compressed.hash,
+            leaves: own.to_vec(),
+            records,
+        });
+        leaves = rest;
         at = frame.end();
     }
     frames

@@ -19,6 +19,8 @@ pub enum Kind {
     Hole,
     /// Bytes that could not be read; zeroes stand in for them.
     Unreadable,
+    /// The bytes of the parent at the same place; zeroes stand in for them.
+    Same,
 }
 
 /// The way that bytes took.
@@ -87,6 +89,7 @@ impl Record {
             Kind::Zero => 1,
             Kind::Hole => 2,
             Kind::Unreadable => 3,
+            Kind::Same => 4,
         };
         bytes[field::TRANSPORT.start] = match self.receipt.transport {
             Transport::None => 0,
@@ -104,6 +107,7 @@ impl Record {
             1 => Kind::Zero,
             2 => Kind::Hole,
             3 => Kind::Unreadable,
+            4 => Kind::Same,
             _ => return None,
         };
         let transport = match bytes[field::TRANSPORT.start] {

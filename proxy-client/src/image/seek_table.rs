@@ -36,6 +36,7 @@ pub(super) fn frame_length(frames: u64) -> u64 {
 }
 
 /// What the table of the frames seen so far hashes to, without keeping it.
+#[derive(Clone)]
 pub(super) struct TableHasher {
     hasher: blake3::Hasher,
     frames: u64,

@@ -62,14 +62,12 @@ pub async fn demo(keep: Option<&Path>) -> Result<()> {
 
     let image = path("volume.vbi.zst");
     let options = BackupOptions {
-        uri: host.uri(&export),
-        output: ImagePath::File(image.clone()),
         luns: vec![
             LunArgument::parse(&format!("demo-lun={}", path("lun.img").display()))?,
             LunArgument::parse(&format!("demo-copy={}", path("copy.img").display()))?,
         ],
-        require_direct: None,
         audit_percent: 1.0,
+        ..BackupOptions::new(host.uri(&export), ImagePath::File(image.clone()))
     };
     let report = backup(&options, &DirectOpener, &Progress::on_terminal()).await?;
     let written = writer.stop().await?;
@@ -81,7 +79,7 @@ pub async fn demo(keep: Option<&Path>) -> Result<()> {
     host.stop().await?;
 
     let restored = path("restored.img");
-    verify(&image, &Interrupt::default(), &mut |_, _| {})?;
+    verify(&image, &[], &Interrupt::default(), &mut |_, _| {})?;
     restore(&RestoreOptions::to_path(&image, &restored), &mut |_, _| {}).await?;
     say(format!(
         "6. The image was verified and restored: {}",

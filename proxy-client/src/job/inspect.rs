@@ -46,6 +46,8 @@ impl Inspected {
             "volume": header.volume,
             "size": header.size,
             "frozen": (!header.frozen.is_nil()).then(|| header.frozen.to_string()),
+            "parent": header.parent.map(|parent| json!({ "frozen": parent.frozen.to_string(), "root": parent.root })),
+            "bytes_same": end.tally.same,
             "description": header.description,
             "created": header.created,
             "software": header.software,
@@ -77,6 +79,10 @@ impl fmt::Display for Inspected {
             writeln!(f, "frozen    the server named no frozen image")?;
         } else {
             writeln!(f, "frozen    {}", header.frozen)?;
+        }
+        if let Some(parent) = &header.parent {
+            writeln!(f, "parent    {}, root {}", parent.frozen, parent.root)?;
+            writeln!(f, "same      {}", HumanBytes(end.tally.same))?;
         }
         if !header.description.is_empty() {
             writeln!(f, "          {}", header.description)?;

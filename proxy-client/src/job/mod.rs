@@ -2,14 +2,23 @@
 
 pub mod backup;
 pub mod copy;
+mod copy_area;
 pub mod demo;
+pub mod doctor;
 pub mod info;
 pub mod inspect;
+pub mod jobs;
+pub mod lineage;
 pub mod restore;
+pub mod resume;
 mod room;
+pub mod serve;
+pub mod set;
 mod stop;
-mod unreadable;
+mod thread;
+mod unfinished;
 pub mod verify;
 
 use room::room_on;
-pub use unreadable::UnreadableRanges;
+
+pub use stop::unless_stopped;

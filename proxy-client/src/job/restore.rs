@@ -5,15 +5,17 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 
-use super::UnreadableRanges;
 use super::stop::unless_stopped;
+use super::thread::on_thread;
+use crate::chain::{Chain, ChainSource, find_parents};
 use crate::config::Place;
-use crate::copy::{Flow, ImageReader, NbdWriter, Reader, TargetWriter, Writer, run};
+use crate::copy::{Flow, ImageReader, MappedReader, NbdWriter, TargetWriter, Writer, run};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{End, Header};
 use crate::image_source::ImageSource;
 use crate::nbd::{Pool, PoolOptions};
 use crate::restore::Target;
+use crate::unreadable::UnreadableRanges;
 
 /// Pieces of an image that are written side by side.
 const FLOW: Flow = Flow {
@@ -27,6 +29,8 @@ const FLOW: Flow = Flow {
 pub struct RestoreOptions {
     /// The image; `-` is standard input.
     pub image: PathBuf,
+    /// Images that it continues, where they do not lie beside it.
+    pub parents: Vec<PathBuf>,
     /// A name that is free, a regular file, a block device, or an NBD export.
     pub output: Place,
     /// Give up what the target holds. Never helps against mounted, in use, too small, or a LUN that is being read.
@@ -40,6 +44,7 @@ impl RestoreOptions {
     pub fn to_path(image: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Self {
             image: image.into(),
+            parents: Vec::new(),
             output: Place::Path(output.into()),
             force: false,
             nbd: PoolOptions::default(),
@@ -92,13 +97,19 @@ pub async fn restore_unless(
     progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<Restored> {
     let mut stop = pin!(stop);
-    let source = ImageSource::open(&options.image)?;
-    if source.is_seekable()? {
-        // An image that was cut is found out before a target is given up for it.
-        source.outline()?;
-    }
+    let image = options.image.clone();
+    // A pipe that nobody writes to makes whoever opens it wait.
+    let opening = on_thread(move || {
+        let source = ImageSource::open(&image)?;
+        if source.is_seekable()? {
+            // An image that was cut is found out before a target is given up for it.
+            source.outline()?;
+        }
+        Ok(source)
+    });
+    let source = unless_stopped(stop.as_mut(), opening).await?;
     let image = source.id()?;
-    let mut reader = unless_stopped(stop.as_mut(), ImageReader::open(source)).await?;
+    let mut reader = unless_stopped(stop.as_mut(), Volume::open(source, options)).await?;
     let header = reader.header().clone();
     let size = header.size;
     let mut connected = None;
@@ -121,7 +132,7 @@ pub async fn restore_unless(
         }
     };
     let mut note = |done| progress(done, size);
-    let copied = unless_stopped(stop, run(&mut reader, writer, FLOW, &mut note)).await;
+    let copied = unless_stopped(stop, reader.copy_to(writer, &mut note)).await;
     if let Some(pool) = connected {
         pool.leave().await;
     }
@@ -132,14 +143,59 @@ pub async fn restore_unless(
             error
         });
     }
-    assert_eq!(reader.size(), Some(size), "the size of an image is in its header");
-    let (end, unreadable) = reader.into_end().expect("a copy ends with its source");
+    let (end, unreadable) = reader.into_end()?;
     Ok(Restored {
         header,
         end,
         unreadable,
         left_alone,
     })
+}
+
+/// What is restored: an image that is read through, or a chain that is read where it has to be.
+enum Volume {
+    Image(Box<ImageReader>),
+    Chain(Arc<Chain>),
+}
+
+impl Volume {
+    async fn open(source: ImageSource, options: &RestoreOptions) -> Result<Self> {
+        if !source.is_seekable()? || source.parent()?.is_none() {
+            return Ok(Self::Image(Box::new(ImageReader::open(source).await?)));
+        }
+        let (image, parents) = (options.image.clone(), options.parents.clone());
+        on_thread(move || {
+            let chain = Chain::open(&find_parents(&image, &parents)?)?;
+            chain.check()?;
+            Ok(Self::Chain(Arc::new(chain)))
+        })
+        .await
+    }
+
+    fn header(&self) -> &Header {
+        match self {
+            Self::Image(reader) => reader.header(),
+            Self::Chain(chain) => chain.header(),
+        }
+    }
+
+    async fn copy_to(&mut self, writer: Arc<dyn Writer>, note: &mut (dyn FnMut(u64) + Send)) -> Result<()> {
+        match self {
+            Self::Image(reader) => run(reader.as_mut(), writer, FLOW, note).await?,
+            Self::Chain(chain) => {
+                let mut reader = MappedReader::new(ChainSource(Arc::clone(chain)), FLOW.step);
+                run(&mut reader, writer, FLOW, note).await?
+            }
+        };
+        Ok(())
+    }
+
+    fn into_end(self) -> Result<(End, UnreadableRanges)> {
+        match self {
+            Self::Image(reader) => Ok(reader.into_end().expect("a copy ends with its source")),
+            Self::Chain(chain) => Ok((*chain.end(), chain.unreadable()?)),
+        }
+    }
 }
 
 /// The cause keeps its kind, and with it its exit code; the sentence is about the target.

@@ -36,7 +36,7 @@ impl Connection {
     }
 
     /// The same, with these deadlines and buffers.
-    pub(super) async fn connect_with(
+    pub(crate) async fn connect_with(
         uri: &NbdUri,
         contexts: Vec<ContextName>,
         deadlines: Deadlines,

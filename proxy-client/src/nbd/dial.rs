@@ -78,7 +78,7 @@ pub(super) async fn dial(uri: &NbdUri, goal: Goal, deadline: Duration) -> Result
 
 /// What a TLS directory holds. There is no authority that everybody trusts with disks, so one has to be named.
 fn load(parameters: &TlsParameters) -> Result<ClientTls, TlsError> {
-    let directory = parameters.directory.as_deref().ok_or(TlsError::NoDirectory)?;
+    let directory = parameters.directory().ok_or(TlsError::NoDirectory)?;
     ClientTls::load(directory)
 }
 
@@ -161,11 +161,20 @@ impl Negotiation {
 /// # Errors
 /// [`NbdError`]; the export is not there, for one.
 pub async fn list_contexts(uri: &NbdUri, queries: Vec<ContextName>) -> Result<Vec<ContextName>, NbdError> {
+    list_contexts_within(uri, queries, Deadlines::default()).await
+}
+
+/// The same, with these deadlines.
+pub(crate) async fn list_contexts_within(
+    uri: &NbdUri,
+    queries: Vec<ContextName>,
+    deadlines: Deadlines,
+) -> Result<Vec<ContextName>, NbdError> {
     let goal = Goal::ListContexts {
         export: uri.export.clone(),
         queries,
     };
-    match dial(uri, goal, Deadlines::default().handshake)
+    match dial(uri, goal, deadlines.handshake)
         .await
         .map(|dialled| dialled.outcome)
     {

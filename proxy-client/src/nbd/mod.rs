@@ -11,6 +11,7 @@ mod dial;
 mod driver;
 mod error;
 mod limits;
+mod on_request;
 mod outbox;
 mod pool;
 mod redial;
@@ -19,7 +20,9 @@ mod tests;
 
 pub(crate) use buffers::BufferPool;
 pub use connection::Connection;
+pub(crate) use dial::list_contexts_within;
 pub use dial::{list_contexts, list_exports};
 pub use error::NbdError;
 pub use limits::Deadlines;
+pub use on_request::{is_made_on_request, make};
 pub use pool::{Pool, PoolOptions};

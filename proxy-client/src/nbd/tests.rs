@@ -148,11 +148,11 @@ async fn a_stalled_server_ends_the_session_for_all() {
 
 #[tokio::test]
 async fn a_slow_server_is_waited_for() {
-    let (connection, mut server) = session(1 << 20, Duration::from_millis(300));
+    let (connection, mut server) = session(1 << 20, Duration::from_secs(3));
     for _ in 0..4 {
         let serve = async {
             let (to, _) = server.request().await.unwrap();
-            tokio::time::sleep(Duration::from_millis(150)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
             server.reply(|encoder, out| encoder.success(to, out)).await;
         };
         let (flushed, ()) = tokio::join!(connection.flush(), serve);

@@ -1,10 +1,10 @@
 //! What an image is written to.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::partial_file::PartialFile;
+use super::partial_file::{PartialFile, Remover};
 use crate::error::{Error, ErrorKind, Result};
 use crate::standard_stream;
 
@@ -15,6 +15,25 @@ pub trait Output: Send {
     /// # Errors
     /// The system's, once; [`ErrorKind::OutputPoisoned`] ever after.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Whether an image that was left unfinished here can be resumed. Streams and devices cannot be.
+    fn is_resumable(&self) -> bool {
+        false
+    }
+
+    /// What removes the image while another thread writes it; `None` where it cannot be removed.
+    ///
+    /// # Errors
+    /// The system's.
+    fn remover(&self) -> Result<Option<Remover>> {
+        Ok(None)
+    }
+
+    /// Makes durable what was written so far, and what is written next is the checkpoint that says so; an unfinished image is kept from now on.
+    ///
+    /// # Errors
+    /// The system's: what was written may be lost, and nothing more is written.
+    fn make_durable(&mut self) -> Result<()>;
 
     /// After the last byte: makes the image durable and, if it is a file, gives it its name.
     ///
@@ -48,6 +67,14 @@ impl<W: Write> Sticky<W> {
         })
     }
 
+    /// A sync that failed once may succeed the next time, though the kernel has thrown the bytes away.
+    fn synced(&mut self, result: io::Result<()>) -> Result<()> {
+        result.map_err(|error| {
+            self.poisoned = true;
+            Error::io("making the image durable", &self.path, error)
+        })
+    }
+
     fn sound(&self) -> Result<()> {
         if self.poisoned {
             Err(Error::new(ErrorKind::OutputPoisoned, "an earlier write failed").at_path(&self.path))
@@ -57,11 +84,17 @@ impl<W: Write> Sticky<W> {
     }
 }
 
-/// An image file, written as `FILE.partial`; removed again if it is not committed.
+/// An image file, written as `FILE.partial`; removed again if it is neither committed nor made durable on the way.
 #[derive(Debug)]
 pub struct FileOutput {
     writer: Sticky<File>,
     partial: PartialFile,
+    /// Bytes written.
+    length: u64,
+    /// Where the last checkpoint ends.
+    checkpointed: u64,
+    /// What is written next is a checkpoint.
+    is_durable: bool,
 }
 
 impl FileOutput {
@@ -78,7 +111,44 @@ impl FileOutput {
         Ok(Self {
             writer: Sticky::new(file, partial.partial_path()),
             partial,
+            length: 0,
+            checkpointed: 0,
+            is_durable: false,
         })
+    }
+
+    /// An unfinished image that is written on from byte `at`, first of all its last checkpoint; what follows there is cut off.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub(crate) fn resume(mut partial: PartialFile, at: u64) -> Result<Self> {
+        partial.keep_unfinished();
+        let failed = |error| Error::io("cutting the unfinished image", partial.partial_path(), error);
+        let mut file = partial.file().try_clone().map_err(failed)?;
+        file.set_len(at).map_err(failed)?;
+        file.seek(SeekFrom::Start(at)).map_err(failed)?;
+        Ok(Self {
+            writer: Sticky::new(file, partial.partial_path()),
+            partial,
+            length: at,
+            checkpointed: at,
+            is_durable: true,
+        })
+    }
+
+    /// Gives the image its name, or cuts it: in the page cache it looks whole, and its sync would succeed the next time.
+    fn settle(self, synced: io::Result<()>) -> Result<()> {
+        let Err(error) = synced else {
+            return self.partial.give_name();
+        };
+        let error = Error::io("making the image durable", self.partial.partial_path(), error);
+        match self.partial.cut(self.checkpointed) {
+            Ok(()) => Err(error),
+            Err(second) => {
+                tracing::error!(error = %second, "do not rely on what is left of the image");
+                Err(error)
+            }
+        }
     }
 
     /// The open file, to find out which file system and disk it lies on.
@@ -89,12 +159,35 @@ impl FileOutput {
 
 impl Output for FileOutput {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer.write(bytes)
+        self.writer.write(bytes)?;
+        self.length += bytes.len() as u64;
+        if std::mem::take(&mut self.is_durable) {
+            self.checkpointed = self.length;
+        }
+        Ok(())
+    }
+
+    fn is_resumable(&self) -> bool {
+        true
+    }
+
+    fn remover(&self) -> Result<Option<Remover>> {
+        self.partial.remover().map(Some)
+    }
+
+    fn make_durable(&mut self) -> Result<()> {
+        self.writer.sound()?;
+        let synced = self.writer.inner.sync_data();
+        self.writer.synced(synced)?;
+        self.partial.make_name_durable()?;
+        self.is_durable = true;
+        Ok(())
     }
 
     fn commit(self: Box<Self>) -> Result<()> {
         self.writer.sound()?;
-        self.partial.commit()
+        let synced = self.partial.file().sync_all();
+        self.settle(synced)
     }
 }
 
@@ -124,6 +217,10 @@ impl StdoutOutput {
 impl Output for StdoutOutput {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.0.write(bytes)
+    }
+
+    fn make_durable(&mut self) -> Result<()> {
+        Err(Error::new(ErrorKind::Usage, "a stream cannot be resumed").at_path(&self.0.path))
     }
 
     fn commit(self: Box<Self>) -> Result<()> {
@@ -179,5 +276,45 @@ mod tests {
         assert!(!path.exists());
         output.commit().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"onetwo");
+    }
+
+    fn lost() -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(5))
+    }
+
+    /// What the last sync could not write is still in the page cache, and the next sync succeeds.
+    #[test]
+    fn an_image_whose_last_sync_failed_ends_with_its_last_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let partial = dir.path().join("image.partial");
+        let mut output = FileOutput::create(&path).unwrap();
+        output.write(b"header, group").unwrap();
+        output.make_durable().unwrap();
+        output.write(b", checkpoint").unwrap();
+        output.write(b", group, END").unwrap();
+        assert_eq!(output.settle(lost()).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(std::fs::read(&partial).unwrap(), b"header, group, checkpoint");
+
+        // The same when it was resumed.
+        let reopened = PartialFile::reopen(&path).unwrap();
+        let mut output = FileOutput::resume(reopened, 13).unwrap();
+        output.write(b", checkpoint again").unwrap();
+        output.write(b", END").unwrap();
+        output.settle(lost()).unwrap_err();
+        assert_eq!(
+            std::fs::read(&partial).unwrap(),
+            b"header, group, checkpoint again"
+        );
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_image_without_checkpoints_whose_sync_failed_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut output = FileOutput::create(&dir.path().join("image")).unwrap();
+        output.write(b"all of it").unwrap();
+        output.settle(lost()).unwrap_err();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -3,27 +3,34 @@
 //! Two proofs: frozen extents read both ways must be equal, and a nonce that the host just wrote for us must be found on
 //! the LUN. Only the second tells a clone from the disk.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Notify};
 use volmap::range::ByteRange;
 
-use super::limits::DIRECT_READS_IN_FLIGHT;
+use super::limits::LONGEST_DIRECT_READ;
 use super::random::Random;
 use super::source::{FrozenSource, generations_whole};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::mapped::{MappedExtent, unconfirmed};
+use crate::plan::mapped::{DiskPlace, MappedExtent, unconfirmed};
+use crate::plan::reads::{Joining, Scatter, gather};
 use crate::transport::direct::{Lun, LunBytes};
 
 /// Places in the volume where a sample is looked for.
 const SAMPLES: usize = 24;
+/// Samples that are looked for on the LUN itself where those show nothing: several, because one may be moved at that moment.
+const SAMPLES_WITH_CONTENT: usize = 4;
 /// Bytes of one sample.
 const SAMPLE_LEN: u64 = 16 << 10;
+/// How often a sample is compared that is moved each time.
+const SAMPLE_ROUNDS: usize = 3;
 /// Searches of the whole volume for samples that prove a LUN. A disk of zeroes, or one that cannot be read, would otherwise
 /// cost the host [`SAMPLES`] maps for every batch; what a batch itself reads is compared all the same.
 const SEARCHES: u32 = 8;
-/// How far behind a random offset an extent is looked for.
-const SAMPLE_WINDOW: u64 = 1 << 30;
+/// How far behind a random offset an extent is looked for; the second only where there is none so near, for a map of much costs the host
+/// more than the sample.
+const SAMPLE_WINDOWS: [u64; 2] = [16 << 20, 1 << 30];
 
 /// One LUN and what is known of it.
 struct LunSlot {
@@ -31,6 +38,8 @@ struct LunSlot {
     state: Mutex<Proof>,
     /// Searches of the whole volume so far.
     searches: AtomicU32,
+    /// An audit found it to differ from what the host reads.
+    distrusted: AtomicBool,
 }
 
 /// What is proven of a LUN.
@@ -56,8 +65,18 @@ impl Proof {
 /// The LUNs of a job; the disk number of a place is the position here.
 pub struct Luns {
     slots: Vec<LunSlot>,
-    in_flight: Semaphore,
     random: Random,
+    /// The first difference that an audit of this job found.
+    difference: OnceLock<Difference>,
+    /// There is one.
+    differs: Notify,
+}
+
+/// Where a LUN and the host gave different bytes.
+#[derive(Clone, Copy, Debug)]
+struct Difference {
+    disk: u16,
+    range: ByteRange,
 }
 
 impl Luns {
@@ -69,12 +88,14 @@ impl Luns {
                 lun,
                 state: Mutex::default(),
                 searches: AtomicU32::new(0),
+                distrusted: AtomicBool::new(false),
             })
             .collect();
         Self {
             slots,
-            in_flight: Semaphore::new(DIRECT_READS_IN_FLIGHT),
             random: Random::of_the_system(),
+            difference: OnceLock::new(),
+            differs: Notify::new(),
         }
     }
 
@@ -92,6 +113,16 @@ impl Luns {
     /// The LUN with a number.
     pub fn lun(&self, disk: u16) -> &Lun {
         &self.slots[usize::from(disk)].lun
+    }
+
+    /// The LUNs, with nothing proven of them.
+    pub fn into_luns(self) -> Vec<Lun> {
+        self.slots.into_iter().map(|slot| slot.lun).collect()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
     }
 
     /// Every LUN.
@@ -113,13 +144,74 @@ impl Luns {
         self.slots[usize::from(disk)].state.lock().await.tagged = true;
     }
 
-    /// Reads from a LUN; reads in flight are bounded over all LUNs.
+    /// Reads from a LUN.
     ///
     /// # Errors
-    /// What the system says of the read.
+    /// As [`Lun::read`].
     pub async fn read(&self, disk: u16, range: ByteRange) -> std::io::Result<LunBytes> {
-        let _permit = self.in_flight.acquire().await.map_err(std::io::Error::other)?;
         self.lun(disk).read(range).await
+    }
+
+    /// Nothing that a LUN gives is to be kept any more.
+    pub(crate) fn distrust(&self, disk: u16) {
+        self.slots[usize::from(disk)]
+            .distrusted
+            .store(true, Ordering::SeqCst);
+    }
+
+    /// An audit found a LUN to differ from what the host reads: nothing that it gave to this job is to be kept.
+    pub(super) fn note_difference(&self, disk: u16, range: ByteRange) -> Error {
+        self.distrust(disk);
+        let difference = Difference { disk, range };
+        // One is reason enough.
+        self.difference.set(difference).ok();
+        self.differs.notify_one();
+        self.error_of(difference)
+    }
+
+    /// The error of a job in which an audit found a difference, whatever else ends it.
+    pub(super) fn difference(&self) -> Option<Error> {
+        self.difference.get().map(|difference| self.error_of(*difference))
+    }
+
+    fn error_of(&self, Difference { disk, range }: Difference) -> Error {
+        let lun = self.lun(disk);
+        let message = format!("audit: {} and the host give different bytes", lun.identity);
+        Error::new(ErrorKind::AuditFailed, message)
+            .at_path(lun.path())
+            .in_range(range)
+    }
+
+    /// Ends as soon as an audit has found a difference, with [`Self::difference`].
+    pub(super) async fn found_different(&self) -> Error {
+        loop {
+            if let Some(error) = self.difference() {
+                return error;
+            }
+            self.differs.notified().await;
+        }
+    }
+
+    /// Whether an audit found a LUN to differ from what the host reads.
+    pub fn is_distrusted(&self, disk: u16) -> bool {
+        self.slots[usize::from(disk)].distrusted.load(Ordering::SeqCst)
+    }
+
+    /// Why `len` bytes at a place may not be read directly, whatever is proven of the LUN.
+    pub(super) fn forbids(&self, place: DiskPlace, len: u64) -> Option<String> {
+        if self.is_distrusted(place.disk) {
+            return Some("an audit found that the LUN and the host give different bytes".into());
+        }
+        let allowed =
+            ByteRange::new(place.offset, len).is_some_and(|range| self.lun(place.disk).allows(range));
+        (!allowed).then(|| "it lies outside of the ranges that --lun allows".into())
+    }
+
+    /// Whether an extent may be read from a LUN.
+    fn is_on(&self, disk: u16, extent: &MappedExtent) -> bool {
+        extent
+            .place
+            .is_some_and(|place| place.disk == disk && self.forbids(place, extent.range.len()).is_none())
     }
 
     /// Proves that a LUN is the disk that the host means, once; `Err(reason)` inside `Ok` where that cannot be told yet.
@@ -136,30 +228,50 @@ impl Luns {
         if proof.sampled {
             return Ok(Ok(()));
         }
+        let mut proven = self
+            .compare_all(disk, source, self.samples(disk, source, hints).await?)
+            .await?;
+        if proven == Ok(false) {
+            proven = self
+                .compare_all(disk, source, self.samples_with_content(disk, hints).await)
+                .await?;
+        }
+        match proven {
+            Err(reason) => return Ok(Err(reason)),
+            Ok(false) => return Ok(Err("no sample with content could prove the LUN".into())),
+            Ok(true) => {}
+        }
+        proof.sampled = true;
+        tracing::info!(lun = %self.lun(disk).identity, path = %self.lun(disk).path().display(), "samples are equal both ways");
+        Ok(Ok(()))
+    }
+
+    /// Whether a sample was equal both ways that holds something; `Err(reason)` inside `Ok` where the LUN cannot be read.
+    async fn compare_all<S: FrozenSource>(
+        &self,
+        disk: u16,
+        source: &S,
+        samples: Vec<MappedExtent>,
+    ) -> Result<std::result::Result<bool, String>> {
         let mut told_apart = false;
-        for sample in self.samples(disk, source, hints).await? {
+        for sample in samples {
             match self.compare(disk, source, sample).await? {
                 Sample::Equal { zero } => told_apart |= !zero,
                 Sample::Moved => {}
                 Sample::Unreadable(reason) => return Ok(Err(reason)),
-                Sample::Different => {
+                Sample::Different(path) => {
                     let lun = self.lun(disk);
                     let message = format!(
                         "this is not the disk that the host calls {}: a sample differs",
                         lun.identity
                     );
                     return Err(Error::new(ErrorKind::WrongLun, message)
-                        .at_path(&lun.path)
+                        .at_path(&lun.paths()[path].path)
                         .in_range(sample.range));
                 }
             }
         }
-        if !told_apart {
-            return Ok(Err("no sample with content could prove the LUN".into()));
-        }
-        proof.sampled = true;
-        tracing::info!(lun = %self.lun(disk).identity, path = %self.lun(disk).path.display(), "samples are equal both ways");
-        Ok(Ok(()))
+        Ok(Ok(told_apart))
     }
 
     /// Short frozen extents on the LUN, from all over the volume, and some of the extents that are wanted now.
@@ -169,7 +281,7 @@ impl Luns {
         source: &S,
         hints: &[MappedExtent],
     ) -> Result<Vec<MappedExtent>> {
-        let on_lun = |e: &&MappedExtent| e.place.is_some_and(|p| p.disk == disk);
+        let on_lun = |e: &&MappedExtent| self.is_on(disk, e);
         let wanted: Vec<&MappedExtent> = hints.iter().filter(on_lun).collect();
         let every = wanted.len().div_ceil(SAMPLES).max(1);
         let mut samples: Vec<MappedExtent> = wanted
@@ -183,21 +295,68 @@ impl Luns {
             .fetch_add(1, Ordering::Relaxed);
         for _ in 0..(if searches < SEARCHES { SAMPLES } else { 0 }) {
             let start = self.random.below(source.size());
-            let Some(window) =
-                ByteRange::from_bounds(start, source.size().min(start.saturating_add(SAMPLE_WINDOW)))
-            else {
-                continue;
-            };
-            samples.extend(
-                source
-                    .map(window)
-                    .await?
-                    .iter()
-                    .find(on_lun)
-                    .and_then(|extent| self.random_part(extent)),
-            );
+            for window in SAMPLE_WINDOWS {
+                let end = source.size().min(start.saturating_add(window));
+                let Some(window) = ByteRange::from_bounds(start, end) else {
+                    continue;
+                };
+                let map = source.map(window).await?;
+                if let Some(extent) = map.iter().find(on_lun) {
+                    samples.extend(self.random_part(extent));
+                    break;
+                }
+                if end == source.size() {
+                    break;
+                }
+            }
         }
         Ok(samples)
+    }
+
+    /// Samples of the extents that are wanted now that hold something on the LUN. A volume may be zeroes for the most part (a block
+    /// device does not tell what of it was ever written), so random samples may show nothing for long; looking for better ones where they
+    /// lie costs the host nothing.
+    async fn samples_with_content(&self, disk: u16, hints: &[MappedExtent]) -> Vec<MappedExtent> {
+        let wanted: Vec<MappedExtent> = hints
+            .iter()
+            .filter(|extent| self.is_on(disk, extent))
+            .copied()
+            .collect();
+        let mut samples = Vec::new();
+        let how = Joining {
+            longest: LONGEST_DIRECT_READ,
+            long: LONGEST_DIRECT_READ,
+            gap: 0,
+        };
+        for read in gather(&wanted, how, |_, _| false) {
+            // What cannot be read is compared, too: that tells why.
+            let bytes = self.read(disk, read.range).await.ok();
+            let filled = |piece: &Scatter| {
+                let skip = usize::try_from(piece.disk_offset - read.range.start()).ok()?;
+                let len = usize::try_from(piece.volume.len()).ok()?;
+                bytes
+                    .as_ref()?
+                    .bytes()
+                    .get(skip..)?
+                    .get(..len)?
+                    .iter()
+                    .position(|&b| b != 0)
+            };
+            let sample = read.scatter.iter().find_map(|piece| {
+                let at = match &bytes {
+                    Some(_) => filled(piece)? as u64,
+                    None => 0,
+                };
+                let start = piece.volume.start() + at;
+                let range = ByteRange::new(start, SAMPLE_LEN.min(piece.volume.end() - start))?;
+                wanted.iter().find_map(|extent| extent.clipped(range))
+            });
+            samples.extend(sample);
+            if samples.len() == SAMPLES_WITH_CONTENT || bytes.is_none() {
+                break;
+            }
+        }
+        samples
     }
 
     /// A random stretch of at most [`SAMPLE_LEN`] bytes of an extent.
@@ -207,37 +366,126 @@ impl Luns {
         extent.clipped(ByteRange::new(start, len)?)
     }
 
+    /// Compares a sample; where it moved meanwhile, what is there now: a writer that is everywhere at once must not keep a LUN
+    /// from being proven.
     async fn compare<S: FrozenSource>(&self, disk: u16, source: &S, sample: MappedExtent) -> Result<Sample> {
+        let mut now = Some(sample);
+        for _ in 0..SAMPLE_ROUNDS {
+            let Some(sample) = now else { break };
+            match self.compare_once(disk, source, sample).await? {
+                Sample::Moved => {}
+                compared => return Ok(compared),
+            }
+            let map = source.map(sample.range).await?;
+            let on_lun = map.iter().find(|extent| self.is_on(disk, extent));
+            now = on_lun.and_then(|extent| extent.clipped(sample.range));
+        }
+        Ok(Sample::Moved)
+    }
+
+    async fn compare_once<S: FrozenSource>(
+        &self,
+        disk: u16,
+        source: &S,
+        sample: MappedExtent,
+    ) -> Result<Sample> {
         let Some(on_disk) = sample
             .place
             .and_then(|p| ByteRange::new(p.offset, sample.range.len()))
         else {
             return Ok(Sample::Moved);
         };
-        let direct = match self.read(disk, on_disk).await {
-            Ok(direct) => direct,
-            // A LUN that ends before its extents do is another disk.
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Sample::Different),
-            Err(error) => return Ok(Sample::Unreadable(format!("the LUN cannot be read: {error}"))),
+        // What may not be read tells nothing of the disk.
+        if !self.lun(disk).allows(on_disk) {
+            return Ok(Sample::Moved);
+        }
+        let mut by_path = Vec::new();
+        let mut failed = Vec::new();
+        for (number, read) in self.lun(disk).read_by_each(on_disk).await {
+            match read {
+                Ok(direct) => by_path.push((number, direct)),
+                // A LUN that ends before its extents do is another disk.
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                    return Ok(Sample::Different(number));
+                }
+                Err(error) => failed.push((number, error)),
+            }
+        }
+        if by_path.is_empty() {
+            let why = failed
+                .pop()
+                .map_or("no path is left".into(), |(_, error)| error.to_string());
+            return Ok(Sample::Unreadable(format!("the LUN cannot be read: {why}")));
+        }
+        for (number, error) in failed {
+            // The others will be proven without it, and it would be read by once they fail.
+            self.lun(disk).paths()[number].give_up(&format!("it could not be proven to be the LUN: {error}"));
+        }
+        let through_host = match source.read(sample.range).await {
+            // There is nothing to compare with, and nothing against the disk.
+            Err(error) if error.kind() == ErrorKind::HostCannotRead => return Ok(Sample::Moved),
+            read => read?,
         };
-        let through_host = source.read(sample.range).await?;
         let now = generations_whole(source, sample.range).await?;
         if !unconfirmed(&[sample], &now).is_empty() {
             return Ok(Sample::Moved);
         }
-        Ok(if direct.bytes() == &through_host[..] {
-            Sample::Equal {
+        let different = by_path
+            .iter()
+            .find(|(_, direct)| direct.bytes() != &through_host[..]);
+        Ok(match different {
+            Some((number, _)) => Sample::Different(*number),
+            None => Sample::Equal {
                 zero: through_host.iter().all(|&b| b == 0),
-            }
-        } else {
-            Sample::Different
+            },
         })
     }
 }
 
 enum Sample {
-    Equal { zero: bool },
-    Different,
+    Equal {
+        zero: bool,
+    },
+    /// By the path with this number.
+    Different(usize),
     Moved,
     Unreadable(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::map_whole;
+    use super::super::world::{Act, Point, UNIT, World};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_sample_that_moves_is_compared_where_it_is_then() {
+        let world = World::new(&[false; 8], 100, Vec::new());
+        let luns = world.luns();
+        let map = map_whole(&world, ByteRange::new(0, world.size()).unwrap()).await;
+        let sample = map.unwrap()[0]
+            .clipped(ByteRange::new(UNIT, UNIT).unwrap())
+            .unwrap();
+        for (moves, proves) in [(SAMPLE_ROUNDS - 1, true), (SAMPLE_ROUNDS, false)] {
+            for _ in 0..moves {
+                world.let_in(Point::AfterRead, Act::Restamp);
+            }
+            let compared = luns.compare_all(0, &world, vec![sample]).await;
+            assert_eq!(compared.unwrap(), Ok(proves), "{moves}");
+        }
+    }
+
+    /// What is refused here says nothing against the disk.
+    #[tokio::test]
+    async fn a_sample_that_may_not_be_read_proves_nothing() {
+        let world = World::new(&[false; 8], 100, Vec::new());
+        let mut luns = world.luns();
+        luns.slots[0].lun.allow(&[ByteRange::new(0, UNIT).unwrap()]);
+        let map = map_whole(&world, ByteRange::new(0, world.size()).unwrap()).await;
+        let outside = map.unwrap()[0]
+            .clipped(ByteRange::new(UNIT, UNIT).unwrap())
+            .unwrap();
+        let compared = luns.compare_all(0, &world, vec![outside]).await;
+        assert_eq!(compared.unwrap(), Ok(false));
+    }
 }

@@ -1,33 +1,83 @@
 //! The pipeline itself: batches are fetched and encoded side by side, and written one after the other.
 
+use std::collections::VecDeque;
+use std::num::NonZero;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::stream::{self, Stream, TryStreamExt};
-use tokio::sync::mpsc;
+use futures_util::future::try_join_all;
+use futures_util::stream::{Stream, TryStreamExt};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
 use volmap::range::ByteRange;
 
-use super::fetch::{FetchPolicy, Fetched, fetch};
-use super::limits::{BATCH_DATA, BATCH_EXTENTS, BATCH_RANGE, BATCHES_IN_FLIGHT, MAP_WINDOW};
-use super::luns::Luns;
-use super::source::FrozenSource;
-use super::tally::Tally;
-use crate::error::{Error, ErrorKind, Result};
-use crate::image::{
-    Content, DEFAULT_LEVEL, EncodedPiece, Encoder, End, LEAF, Record, Totals, compress_piece,
+use super::delta::Delta;
+use super::fetch::{FetchPolicy, Fetched, FetchedStretch, Fetcher, same_record};
+use super::limits::{
+    BATCH_DATA, BATCH_DATA_OF_HOST, BATCH_EXTENTS, BATCH_RANGE, BATCHES_IN_FLIGHT, CHECKPOINT_BYTES,
+    CHECKPOINT_TIME, SETTLE,
 };
+use super::luns::Luns;
+use super::queue::{Encoded, Queue};
+use super::source::FrozenSource;
+use super::spool::Spool;
+use super::stopped_writer::StoppedWriter;
+use super::tally::Tally;
+use super::work::{Work, work};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Content, DEFAULT_LEVEL, EncodedPiece, Encoder, End, Kind, LEAF, Record, compress_piece};
 use crate::output::Output;
-use crate::plan::batch::{Batch, BatchLimits, Batcher};
+use crate::plan::batch::BatchLimits;
 use crate::progress::Progress;
 
 /// Batches of a backup.
-const BATCHES: BatchLimits = BatchLimits {
+pub(super) const BATCHES: BatchLimits = BatchLimits {
     leaf: LEAF,
     data: BATCH_DATA,
     extents: BATCH_EXTENTS,
     range: BATCH_RANGE,
 };
+
+/// How often the writer makes durable what it has, and puts a checkpoint behind it: whenever one of the two is reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CheckpointEvery {
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Time.
+    pub time: Duration,
+}
+
+impl Default for CheckpointEvery {
+    fn default() -> Self {
+        Self {
+            bytes: CHECKPOINT_BYTES,
+            time: CHECKPOINT_TIME,
+        }
+    }
+}
+
+/// What is written, from where on, and to where.
+pub struct Writing {
+    /// The image.
+    pub encoder: Encoder,
+    /// What the output gets first.
+    pub first: Bytes,
+    /// Where it goes.
+    pub output: Box<dyn Output>,
+    /// What was done before, where the image was begun by another run.
+    pub tally: Tally,
+    /// What of it is as in the parent image; `None` for a full one.
+    pub delta: Option<Arc<Delta>>,
+    /// When checkpoints are due; `None` where nobody could resume.
+    pub checkpoints: Option<CheckpointEvery>,
+    /// Where batches wait for a slow output; without one, few are read ahead of it.
+    pub spool: Option<Arc<Spool>>,
+    /// Set when everything was read and confirmed: what becomes of the frozen image then does not matter any more.
+    pub is_all_read: Arc<AtomicBool>,
+}
 
 /// A job that has written everything, and has committed nothing yet.
 pub struct Finished {
@@ -39,20 +89,17 @@ pub struct Finished {
     pub output: Box<dyn Output>,
 }
 
-/// A batch, ready to be written.
-struct Encoded {
-    pieces: Vec<EncodedPiece>,
-    tally: Tally,
-}
-
 /// What the writer is told.
 enum Order {
-    Write(Encoded),
+    Write(Box<Encoded>),
+    /// No more comes, but what is written is to be gone on with: it gets a checkpoint.
+    Settle,
     /// That was everything. Without this order the end of the orders is not the end of the work.
     Finish,
 }
 
-/// Backs the whole of `source` up: fetches, encodes and writes. On an error nothing is committed.
+/// Backs `source` up from where the encoder stands: fetches, encodes and writes, unless `stop` says before the end why it must not go
+/// on. On an error nothing is committed, and the output has been let go.
 ///
 /// # Errors
 /// The first error of any stage.
@@ -60,109 +107,182 @@ pub async fn run<S: FrozenSource>(
     source: &S,
     luns: &Luns,
     policy: FetchPolicy,
-    (encoder, header): (Encoder, Bytes),
-    output: Box<dyn Output>,
+    writing: Writing,
+    stop: Pin<&mut (impl Future<Output = Error> + Send)>,
     progress: &Progress,
 ) -> Result<Finished> {
+    run_in(batch_limits(luns), source, luns, policy, writing, stop, progress).await
+}
+
+/// The same, in batches of a size.
+async fn run_in<S: FrozenSource>(
+    limits: BatchLimits,
+    source: &S,
+    luns: &Luns,
+    policy: FetchPolicy,
+    writing: Writing,
+    mut stop: Pin<&mut (impl Future<Output = Error> + Send)>,
+    progress: &Progress,
+) -> Result<Finished> {
+    let (remover, lets_go) = (writing.output.remover()?, writing.output.is_resumable());
     let (to_writer, orders) = mpsc::channel(1);
     let writer_progress = progress.clone();
-    let writer =
-        tokio::task::spawn_blocking(move || write(encoder, &header, output, orders, &writer_progress));
+    let start = writing.encoder.position();
+    let delta = writing.delta.clone();
+    let policy = policy.going_on_from(&writing.tally);
+    let queue = Queue::new(writing.spool.clone());
+    let is_all_read = Arc::clone(&writing.is_all_read);
+    let writer = tokio::task::spawn_blocking(move || write(writing, orders, &writer_progress));
 
-    let encoded = fetch_batches(source, luns, policy, BATCHES, |fetched| async {
-        tokio::task::spawn_blocking(move || encode(fetched))
-            .await
-            .map_err(broken)
-    });
+    let encoders = Arc::new(Semaphore::new(
+        std::thread::available_parallelism().map_or(1, NonZero::get),
+    ));
+    let encoded = fetch_batches(
+        source,
+        luns,
+        policy,
+        start,
+        delta.clone(),
+        limits,
+        |turn, fetched| {
+            let encoded = encode(fetched, delta.clone(), Arc::clone(&encoders));
+            let queue = queue.clone();
+            async move { queue.enter(turn, encoded.await?).await }
+        },
+    );
     let mut encoded = std::pin::pin!(encoded);
-    let fed: Result<()> = async {
-        // A writer that takes no more orders has failed, and its own error says why.
-        while let Some(batch) = encoded.try_next().await? {
-            if to_writer.send(Order::Write(batch)).await.is_err() {
-                return Ok(());
+    let feed = async {
+        // Batches go on being fetched, and judged, while the writer waits for its disk: a sync may take seconds.
+        let (mut ready, mut ended) = (VecDeque::new(), false);
+        while !(ended && ready.is_empty()) {
+            tokio::select! {
+                place = to_writer.reserve(), if !ready.is_empty() => match (place, ready.pop_front()) {
+                    (Ok(place), Some(batch)) => {
+                        queue.leave();
+                        place.send(Order::Write(Box::new(batch)));
+                    }
+                    // A writer that takes no more orders has failed, and its own error says why.
+                    _ => return Ok(()),
+                },
+                batch = encoded.try_next(), if !ended => match batch? {
+                    Some(batch) => ready.push_back(batch),
+                    None => {
+                        ended = true;
+                        is_all_read.store(true, Ordering::Relaxed);
+                        queue.all_is_read(ready.len());
+                    }
+                },
             }
         }
         to_writer.send(Order::Finish).await.ok();
         Ok(())
+    };
+    let fed = tokio::select! {
+        biased;
+        // At once: batches before that one may take long, and all the while there is an image that somebody could resume.
+        different = luns.found_different() => Err((different, false)),
+        fed = feed => fed.map_err(|error| (error, false)),
+        reason = stop.as_mut() => Err((reason, true)),
+    };
+    // Whatever came first: what is written may be wrong, and only this error says so.
+    let fed = match luns.difference() {
+        Some(different) => Err((different, matches!(fed, Err((_, true))))),
+        None => fed,
+    };
+    let (error, is_stopped) = match fed {
+        Ok(()) => {
+            drop(to_writer);
+            return writer.await.map_err(broken)?;
+        }
+        Err(why) => why,
+    };
+    let settles = error.kind() == ErrorKind::CopyAreaFilling && lets_go;
+    if settles {
+        // A writer that is busy for so long leaves its last checkpoint.
+        timeout(SETTLE, to_writer.send(Order::Settle)).await.ok();
     }
-    .await;
     drop(to_writer);
-    let written = writer.await.map_err(broken)?;
-    fed?;
-    written
+    let stopped = StoppedWriter {
+        writer,
+        remover: remover.filter(|_| error.kind().spoils_image()),
+    };
+    if settles {
+        stopped.end(sleep(SETTLE)).await;
+    } else if is_stopped || !lets_go {
+        stopped.end(std::future::ready(())).await;
+    } else {
+        stopped.end(async { drop(stop.await) }).await;
+    }
+    Err(error)
 }
 
-fn broken(error: tokio::task::JoinError) -> Error {
+/// How large the batches of a backup from these LUNs are.
+pub fn batch_limits(luns: &Luns) -> BatchLimits {
+    let is_direct = luns.all().next().is_some();
+    BatchLimits {
+        data: if is_direct { BATCH_DATA } else { BATCH_DATA_OF_HOST },
+        ..BATCHES
+    }
+}
+
+pub(super) fn broken(error: tokio::task::JoinError) -> Error {
     Error::new(ErrorKind::Io, "a thread of the pipeline broke down").caused_by(error)
 }
 
-/// Fetches all of `source` in volume order, several batches at a time, and has `then` make something of each: nothing comes out
+/// Fetches `source` from `start` on in volume order, several batches at a time, and has `then` make something of each, by its turn: nothing comes out
 /// here but under the law of validated reads.
 ///
 /// The stream ends at the first error.
-pub fn fetch_batches<S, T, F>(
-    source: &S,
-    luns: &Luns,
+pub fn fetch_batches<'a, S, T, F>(
+    source: &'a S,
+    luns: &'a Luns,
     policy: FetchPolicy,
+    start: u64,
+    delta: Option<Arc<Delta>>,
     limits: BatchLimits,
-    then: impl Fn(Fetched) -> F,
+    then: impl Fn(u64, Fetched) -> F,
 ) -> impl Stream<Item = Result<T>>
 where
     S: FrozenSource,
     F: Future<Output = Result<T>>,
 {
-    let confirmations = Arc::new(AtomicU64::new(0));
+    let fetcher = Arc::new(Fetcher::new(source, luns, policy));
     let then = Arc::new(then);
-    batches(source, limits, Arc::clone(&confirmations))
-        .map_ok(move |(batch, map_age)| {
-            let (confirmations, then) = (Arc::clone(&confirmations), Arc::clone(&then));
+    let mut turns = 0..;
+    work(source, start, delta, limits, Arc::clone(&fetcher))
+        .map_ok(move |work| {
+            let (fetcher, then) = (Arc::clone(&fetcher), Arc::clone(&then));
+            // Here batches come in volume order; which one is read first, nobody knows.
+            let turn = turns.next().unwrap_or(u64::MAX);
             async move {
-                // Law P0: a map is stale once anything was confirmed after it was learnt.
-                let stale = confirmations.load(Ordering::SeqCst) != map_age;
-                let fetched = fetch(source, luns, policy, batch, stale).await?;
-                confirmations.fetch_add(fetched.tally.validations, Ordering::SeqCst);
-                then(fetched).await
+                let fetched = match work {
+                    Work::Same(range) => same(range),
+                    Work::Fetch(batch) => fetcher.fetch(batch).await?,
+                };
+                then(turn, fetched).await
             }
         })
         .try_buffered(BATCHES_IN_FLIGHT)
 }
 
-/// The batches of the volume in order, each with the number of confirmations before the oldest part of its map was asked for.
-fn batches<S: FrozenSource>(
-    source: &S,
-    limits: BatchLimits,
-    confirmations: Arc<AtomicU64>,
-) -> impl Stream<Item = Result<(Batch, u64)>> {
-    let start = (Batcher::new(source.size(), limits), 0, confirmations);
-    stream::try_unfold(
-        start,
-        move |(mut batcher, mut map_age, confirmations)| async move {
-            loop {
-                if let Some(batch) = batcher.take() {
-                    return Ok(Some(((batch, map_age), (batcher, map_age, confirmations))));
-                }
-                let at = batcher.next_offset();
-                let Some(window) =
-                    ByteRange::from_bounds(at, source.size().min(at.saturating_add(MAP_WINDOW)))
-                else {
-                    return Ok(None);
-                };
-                // A batch may be made of what several replies told.
-                if !batcher.holds_extents() {
-                    map_age = confirmations.load(Ordering::SeqCst);
-                }
-                batcher.feed(source.map(window).await?);
-            }
+/// A stretch that is as in the parent image.
+fn same(range: ByteRange) -> Fetched {
+    Fetched {
+        stretches: vec![FetchedStretch { range, bytes: None }],
+        records: vec![same_record(range)],
+        tally: Tally {
+            bytes_same: range.len(),
+            ..Tally::default()
         },
-    )
+    }
 }
 
-/// Compresses and hashes a batch: pure work, on a thread of its own.
-fn encode(fetched: Fetched) -> Encoded {
+/// Compresses and hashes a batch, its segments side by side.
+async fn encode(fetched: Fetched, delta: Option<Arc<Delta>>, encoders: Arc<Semaphore>) -> Result<Encoded> {
     let mut records = fetched.records.as_slice();
-    let pieces = fetched
+    let segments: Vec<_> = fetched
         .stretches
-        .iter()
+        .into_iter()
         .map(|stretch| {
             let first = records.partition_point(|r| r.range.end() <= stretch.range.start());
             records = &records[first..];
@@ -174,95 +294,125 @@ fn encode(fetched: Fetched) -> Encoded {
                         .map(|range| Record { range, ..*r })
                 })
                 .collect();
-            let content = stretch.bytes.as_deref().map_or(Content::Zeroes, Content::Bytes);
-            compress_piece(stretch.range, content, &own, DEFAULT_LEVEL)
+            encode_segment(stretch, own, delta.clone(), Arc::clone(&encoders))
         })
         .collect();
-    Encoded {
-        pieces,
+    Ok(Encoded {
+        pieces: try_join_all(segments).await?,
         tally: fetched.tally,
-    }
+        spooled: None,
+    })
+}
+
+/// Pure work (and, of what is as in the parent, a look at its hashes), on a thread of its own; as many as there are processors. The
+/// plain bytes go when it is done.
+async fn encode_segment(
+    stretch: FetchedStretch,
+    records: Vec<Record>,
+    delta: Option<Arc<Delta>>,
+    encoders: Arc<Semaphore>,
+) -> Result<EncodedPiece> {
+    let _encoder = encoders.acquire().await;
+    tokio::task::spawn_blocking(move || {
+        let leaves;
+        let content = match (stretch.bytes.as_deref(), &delta) {
+            (Some(bytes), _) => Content::Bytes(bytes),
+            (None, Some(delta)) if records.iter().any(|record| record.kind == Kind::Same) => {
+                leaves = delta.leaves(stretch.range)?;
+                Content::Same(&leaves)
+            }
+            (None, _) => Content::Zeroes,
+        };
+        Ok(compress_piece(stretch.range, content, &records, DEFAULT_LEVEL))
+    })
+    .await
+    .map_err(broken)?
 }
 
 /// The writer's thread: everything in volume order.
-fn write(
-    mut encoder: Encoder,
-    header: &[u8],
-    mut output: Box<dyn Output>,
-    mut orders: mpsc::Receiver<Order>,
-    progress: &Progress,
-) -> Result<Finished> {
-    output.write(header)?;
-    let mut tally = Tally::default();
+fn write(writing: Writing, mut orders: mpsc::Receiver<Order>, progress: &Progress) -> Result<Finished> {
+    let Writing {
+        mut encoder,
+        first,
+        mut output,
+        mut tally,
+        delta: _,
+        checkpoints,
+        spool,
+        is_all_read: _,
+    } = writing;
+    output.write(&first)?;
+    let mut due = checkpoints
+        .filter(|_| output.is_resumable())
+        .map(NextCheckpoint::after);
     loop {
-        let encoded = match orders.blocking_recv() {
+        let mut encoded = match orders.blocking_recv() {
             Some(Order::Write(encoded)) => encoded,
             Some(Order::Finish) => break,
+            Some(Order::Settle) => {
+                if due.is_some() {
+                    checkpoint(&mut encoder, output.as_mut(), &tally)?;
+                }
+                return Err(Error::new(ErrorKind::CopyAreaFilling, "the pipeline ended early"));
+            }
             None => return Err(Error::new(ErrorKind::Interrupted, "the pipeline ended early")),
         };
+        if let (Some(spool), Some(spooled)) = (&spool, &encoded.spooled) {
+            spool.take(spooled, &mut encoded.pieces)?;
+        }
+        let mut written = 0;
         for piece in encoded.pieces {
             for bytes in encoder.append(piece)? {
                 output.write(&bytes)?;
+                written += bytes.len() as u64;
             }
         }
         tally.add(&encoded.tally);
         progress.update(&tally);
+        if let Some(next) = &mut due
+            && next.is_reached(written)
+        {
+            checkpoint(&mut encoder, output.as_mut(), &tally)?;
+            *next = NextCheckpoint::after(next.every);
+        }
     }
-    let (rest, end) = encoder.finish(Totals {
-        moved: tally.bytes_moved,
-        remapped_direct: tally.bytes_remapped_direct,
-        validations: tally.validations,
-    })?;
+    let (rest, end) = encoder.finish(tally.totals())?;
     for bytes in rest {
         output.write(&bytes)?;
     }
     Ok(Finished { tally, end, output })
 }
 
-#[cfg(test)]
-mod tests {
-    use volmap::generation::Generation;
+/// When the next checkpoint is due.
+struct NextCheckpoint {
+    every: CheckpointEvery,
+    bytes: u64,
+    since: Instant,
+}
 
-    use super::*;
-    use crate::plan::mapped::MappedExtent;
-
-    /// A leaf of data in each reply, and something else is confirmed after each.
-    struct ShortReplies<'a>(&'a AtomicU64);
-
-    impl FrozenSource for ShortReplies<'_> {
-        fn size(&self) -> u64 {
-            BATCH_DATA + LEAF
-        }
-
-        async fn map(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
-            self.0.fetch_add(1, Ordering::SeqCst);
-            Ok(vec![MappedExtent {
-                range: ByteRange::new(range.start(), LEAF).unwrap(),
-                content: volmap::map::Content::Data,
-                generation: Generation::from_wire(1),
-                place: None,
-            }])
-        }
-
-        async fn generations(&self, _: ByteRange) -> Result<Vec<MappedExtent>> {
-            unreachable!("batches are made of maps")
-        }
-
-        async fn read(&self, _: ByteRange) -> Result<Bytes> {
-            unreachable!("batches are made of maps")
+impl NextCheckpoint {
+    fn after(every: CheckpointEvery) -> Self {
+        Self {
+            every,
+            bytes: 0,
+            since: Instant::now(),
         }
     }
 
-    #[tokio::test]
-    async fn a_batch_is_as_old_as_the_first_reply_that_it_is_made_of() {
-        let confirmations = Arc::new(AtomicU64::new(0));
-        let source = ShortReplies(&confirmations);
-        let batches: Vec<_> = batches(&source, BATCHES, Arc::clone(&confirmations))
-            .try_collect()
-            .await
-            .unwrap();
-        let ages: Vec<u64> = batches.iter().map(|(_, age)| *age).collect();
-        // What is left of the first batch's replies keeps their age.
-        assert_eq!(ages, [0, 0]);
+    fn is_reached(&mut self, written: u64) -> bool {
+        self.bytes += written;
+        self.bytes >= self.every.bytes || self.since.elapsed() >= self.every.time
     }
 }
+
+/// A checkpoint says that everything before it is durable, so it is written after that.
+fn checkpoint(encoder: &mut Encoder, output: &mut dyn Output, tally: &Tally) -> Result<()> {
+    for bytes in encoder.flush()? {
+        output.write(&bytes)?;
+    }
+    output.make_durable()?;
+    output.write(&encoder.checkpoint(&tally.checkpoint()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use volmap::tag::MAGIC;
 use super::luns::Luns;
 use super::random::random_below;
 use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::Deadlines;
 use crate::plan::mapped::{MappedExtent, unconfirmed};
 use crate::transport::nbd::{Link, LinkError};
 
@@ -26,7 +27,7 @@ const ATTEMPTS: usize = 4;
 ///
 /// # Errors
 /// [`ErrorKind::WrongLun`]: the nonce is not where the host says that it wrote it. Errors of the host.
-pub async fn prove_by_tag(frozen: &NbdUri, luns: &Luns) -> Result<()> {
+pub async fn prove_by_tag(frozen: &NbdUri, luns: &Luns, deadlines: Deadlines) -> Result<()> {
     let identities: Vec<Identity> = luns.all().map(|lun| lun.identity.clone()).collect();
     // `vm@monday` is a frozen image of `vm`, and the tag is the volume's.
     let volume = frozen.export.as_str().split('@').next().unwrap_or_default();
@@ -37,7 +38,7 @@ pub async fn prove_by_tag(frozen: &NbdUri, luns: &Luns) -> Result<()> {
         export,
         ..frozen.clone()
     };
-    let link = match Link::open(&uri, &identities).await {
+    let link = match Link::open(&uri, &identities, deadlines).await {
         Ok(link) => link,
         Err(error) if error.is_connection_lost() => return Err(error.into()),
         Err(error) => {
@@ -68,7 +69,7 @@ pub async fn prove_by_tag(frozen: &NbdUri, luns: &Luns) -> Result<()> {
                     "this is not the disk that the host calls {}: its tag is not there",
                     lun.identity
                 );
-                return Err(Error::new(ErrorKind::WrongLun, message).at_path(&lun.path));
+                return Err(Error::new(ErrorKind::WrongLun, message).at_path(lun.path()));
             }
             Attempt::Elsewhere => {
                 tracing::warn!(
@@ -133,11 +134,20 @@ async fn attempt(link: &Link, luns: &Luns) -> std::result::Result<Attempt, LinkE
     let Some(on_disk) = ByteRange::new(place.offset, TAG_BLOCK).filter(|_| range == block) else {
         return Ok(Attempt::Elsewhere);
     };
-    // A LUN that cannot be read there, one that is too short for one, does not show the nonce.
-    let found = luns
-        .read(place.disk, on_disk)
-        .await
-        .is_ok_and(|read| read.bytes() == &nonce[..]);
+    // Every path has to show it: one may be that of another disk. A LUN that cannot be read there, one that is too short for one, does
+    // not show it either.
+    let (mut shown, mut failed) = (Vec::new(), Vec::new());
+    for (number, read) in luns.lun(place.disk).read_by_each(on_disk).await {
+        match read {
+            Ok(read) => shown.push(read.bytes() == &nonce[..]),
+            Err(error) => failed.push((number, error)),
+        }
+    }
+    let found = !shown.is_empty() && shown.iter().all(|shown| *shown);
+    for (number, error) in failed.iter().filter(|_| found) {
+        luns.lun(place.disk).paths()[*number]
+            .give_up(&format!("it could not be proven to be the LUN: {error}"));
+    }
     let now = link.generations(block).await?;
     if !unconfirmed(&extents, &now).is_empty() {
         return Ok(Attempt::Disturbed);

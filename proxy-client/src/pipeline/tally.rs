@@ -2,6 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use volmap::range::ByteRange;
+
+use crate::image::{self, Checkpoint, Kind, Receipt, Totals, Transport};
+use crate::unreadable::UnreadableRanges;
+
 /// Counts of committed work.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tally {
@@ -11,6 +16,8 @@ pub struct Tally {
     pub bytes_nbd: u64,
     /// Zeroes and holes, which were not read.
     pub bytes_zero: u64,
+    /// What is as it was in the parent image, and was not read.
+    pub bytes_same: u64,
     /// Data that was read directly, was not confirmed, and had to be read again.
     pub bytes_moved: u64,
     /// Of these, what was then read directly from its new place.
@@ -19,22 +26,84 @@ pub struct Tally {
     pub bytes_audited: u64,
     /// Confirmations after a read (law P3).
     pub validations: u64,
+    /// What neither a LUN nor the host could read.
+    pub unreadable: UnreadableRanges,
+    /// Of the direct data, what came from each LUN.
+    pub by_lun: BTreeMap<u16, u64>,
     /// Why data was not read directly, with the bytes that each reason stands for.
     pub reasons: BTreeMap<String, u64>,
 }
 
 impl Tally {
+    /// What was done up to a checkpoint, as the image and the checkpoint tell it.
+    pub fn resumed(image: &image::Tally, checkpoint: &Checkpoint) -> Self {
+        Self {
+            bytes_direct: image.direct,
+            bytes_nbd: image.nbd,
+            bytes_zero: image.zero + image.hole,
+            bytes_same: image.same,
+            bytes_moved: checkpoint.totals.moved,
+            bytes_remapped_direct: checkpoint.totals.remapped_direct,
+            bytes_audited: checkpoint.audited,
+            validations: checkpoint.totals.validations,
+            unreadable: UnreadableRanges::unlisted(image.unreadable),
+            // Told by no image: what is counted is of this run.
+            by_lun: BTreeMap::new(),
+            reasons: checkpoint.reasons.clone(),
+        }
+    }
+
+    /// What END says of the job.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            moved: self.bytes_moved,
+            remapped_direct: self.bytes_remapped_direct,
+            validations: self.validations,
+        }
+    }
+
+    /// What a checkpoint says of the job.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
+            totals: self.totals(),
+            audited: self.bytes_audited,
+            reasons: self.reasons.clone(),
+        }
+    }
+
     /// Adds other work.
     pub fn add(&mut self, other: &Self) {
         self.bytes_direct += other.bytes_direct;
         self.bytes_nbd += other.bytes_nbd;
         self.bytes_zero += other.bytes_zero;
+        self.bytes_same += other.bytes_same;
         self.bytes_moved += other.bytes_moved;
         self.bytes_remapped_direct += other.bytes_remapped_direct;
         self.bytes_audited += other.bytes_audited;
         self.validations += other.validations;
+        self.unreadable.append(&other.unreadable);
+        for (lun, bytes) in &other.by_lun {
+            *self.by_lun.entry(*lun).or_default() += bytes;
+        }
         for (reason, bytes) in &other.reasons {
             self.add_reason(reason, *bytes);
+        }
+    }
+
+    /// Counts a range by its receipt; unreadable ones are listed apart, in volume order. `moved` says that a read of it had been
+    /// thrown away.
+    pub(super) fn count(&mut self, kind: Kind, receipt: Receipt, range: ByteRange, moved: bool) {
+        match receipt.transport {
+            Transport::None if kind == Kind::Unreadable => {}
+            Transport::None => self.bytes_zero += range.len(),
+            Transport::Nbd => self.bytes_nbd += range.len(),
+            Transport::Direct => {
+                self.bytes_direct += range.len();
+                *self.by_lun.entry(receipt.lun).or_default() += range.len();
+                if moved {
+                    self.bytes_remapped_direct += range.len();
+                }
+            }
         }
     }
 
@@ -64,7 +133,7 @@ impl Tally {
 
     /// All committed bytes of the volume.
     pub fn bytes_done(&self) -> u64 {
-        self.bytes_direct + self.bytes_nbd + self.bytes_zero
+        self.bytes_direct + self.bytes_nbd + self.bytes_zero + self.bytes_same + self.unreadable.bytes
     }
 }
 
@@ -89,13 +158,23 @@ mod tests {
             bytes_direct: 1,
             bytes_nbd: 2,
             bytes_zero: 3,
+            bytes_same: 13,
             bytes_moved: 4,
             bytes_remapped_direct: 5,
             bytes_audited: 6,
             validations: 7,
+            unreadable: UnreadableRanges::default(),
+            by_lun: BTreeMap::from([(0, 1)]),
             reasons: BTreeMap::from([("a".into(), 1)]),
         };
+        one.unreadable.add(ByteRange::new(0, 10).unwrap());
+        let mut behind = UnreadableRanges::default();
+        behind.add(ByteRange::new(20, 5).unwrap());
+        let mut both = one.unreadable.clone();
+        both.append(&behind);
         one.add(&Tally {
+            unreadable: behind,
+            by_lun: BTreeMap::from([(0, 2), (1, 3)]),
             reasons: BTreeMap::from([("a".into(), 1), ("b".into(), 9)]),
             ..one.clone()
         });
@@ -105,10 +184,13 @@ mod tests {
                 bytes_direct: 2,
                 bytes_nbd: 4,
                 bytes_zero: 6,
+                bytes_same: 26,
                 bytes_moved: 8,
                 bytes_remapped_direct: 10,
                 bytes_audited: 12,
                 validations: 14,
+                unreadable: both,
+                by_lun: BTreeMap::from([(0, 3), (1, 3)]),
                 reasons: BTreeMap::from([("a".into(), 2), ("b".into(), 9)]),
             }
         );

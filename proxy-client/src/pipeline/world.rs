@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
+use uuid::Uuid;
 use volmap::generation::Generation;
 use volmap::identity::Identity;
 use volmap::map::Content;
@@ -12,12 +14,49 @@ use volmap::range::ByteRange;
 
 use super::luns::Luns;
 use super::source::FrozenSource;
+use super::{CheckpointEvery, Tally, Writing};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Encoder, Header, LunProof, LunRecord};
+use crate::output::Output;
 use crate::plan::mapped::{DiskPlace, MappedExtent};
-use crate::transport::direct::{Lun, LunReader};
+use crate::transport::direct::{Lun, LunReader, Memory, ReadMeanwhile};
 
 /// Bytes of a unit of the model's copy-before-write.
 pub(super) const UNIT: u64 = 512;
+
+/// All that `run` is told of its writer: a checkpoint with each sync, and no spool.
+pub(super) fn writing(size: u64, output: Box<dyn Output>) -> Writing {
+    let (encoder, first) = Encoder::new(&Header {
+        image: Uuid::nil(),
+        frozen: Uuid::nil(),
+        parent: None,
+        size,
+        created: 0,
+        volume: String::new(),
+        description: String::new(),
+        stores: Vec::new(),
+        luns: vec![LunRecord {
+            identity: Identity::from_operator("lun").unwrap(),
+            proof: LunProof::SampledOnly,
+            path: String::new(),
+        }],
+        software: String::new(),
+        job: None,
+    });
+    Writing {
+        encoder,
+        first,
+        output,
+        tally: Tally::default(),
+        delta: None,
+        checkpoints: Some(CheckpointEvery {
+            bytes: u64::MAX,
+            time: Duration::ZERO,
+        }),
+        spool: None,
+        is_all_read: Arc::default(),
+    }
+}
 
 /// Where a writer can be let in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -40,6 +79,8 @@ pub(super) enum Act {
     Overwrite(u64),
     /// Everything gets a new generation where it lies.
     Restamp,
+    /// The next answer tells no locations: the host looks where things lie.
+    Withhold,
     /// The mapping witness is lost: nothing is direct from now on.
     LoseMapping,
     /// The content witness is lost.
@@ -59,6 +100,8 @@ struct State {
     /// The generation of what was not copied.
     first: u64,
     opaque: bool,
+    /// The next answer tells no locations.
+    withheld: bool,
     gone: bool,
     /// Extents in one reply.
     reply_limit: usize,
@@ -67,6 +110,14 @@ struct State {
     careless: bool,
     /// Maps that were asked for.
     maps: u64,
+    /// Generations that were asked for.
+    questions: u64,
+    /// Where the LUN gives errors, by place on it.
+    lun_bad: Option<ByteRange>,
+    /// Where the host gives errors, whatever else is wrong with it.
+    host_bad: Option<ByteRange>,
+    /// A byte of the LUN that is read wrong.
+    lie: Option<u64>,
 }
 
 /// The world; clones share it.
@@ -128,9 +179,41 @@ impl World {
         self
     }
 
+    /// Puts something into one unit.
+    pub(super) fn with_content_in(self, unit: u64) -> Self {
+        {
+            let mut state = self.state();
+            let at = usize::try_from(unit * UNIT).unwrap();
+            state.disk[at] = 7;
+            state.frozen[at] = 7;
+        }
+        self
+    }
+
     /// How often a map was asked for.
     pub(super) fn maps_asked(&self) -> u64 {
         self.state().maps
+    }
+
+    /// How often generations were asked for.
+    pub(super) fn questions(&self) -> u64 {
+        self.state().questions
+    }
+
+    /// The LUN cannot be read in this range of it any more, and the host cannot read that range of the volume.
+    pub(super) fn fail(&self, lun: Option<ByteRange>, host: Option<ByteRange>) {
+        let mut state = self.state();
+        (state.lun_bad, state.host_bad) = (lun, host);
+    }
+
+    /// The LUN gives another byte here from now on.
+    pub(super) fn lie_at(&self, byte: u64) {
+        self.state().lie = Some(byte);
+    }
+
+    /// An act at once.
+    pub(super) fn act(&self, act: Act) {
+        self.state().act(act);
     }
 
     /// One more act.
@@ -171,6 +254,7 @@ impl State {
                     *generation = self.generation;
                 }
             }
+            Act::Withhold => self.withheld = true,
             Act::LoseMapping => self.opaque = true,
             Act::LoseContent => self.gone = true,
             Act::Overwrite(unit) => {
@@ -197,10 +281,11 @@ impl State {
         }
     }
 
-    fn answer(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
+    fn answer(&mut self, range: ByteRange) -> Result<Vec<MappedExtent>> {
         if self.gone {
             return Err(Error::new(ErrorKind::FrozenImageGone, "gone"));
         }
+        let opaque = std::mem::take(&mut self.withheld) || self.opaque;
         let mut extents = Vec::new();
         let mut at = range.start();
         while at < range.end() && extents.len() < self.reply_limit {
@@ -219,8 +304,8 @@ impl State {
             extents.push(MappedExtent {
                 range: piece,
                 content: if zero { Content::Hole } else { Content::Data },
-                generation: Generation::from_wire(if self.opaque { 0 } else { generation }),
-                place: (!zero && !self.opaque).then_some(place),
+                generation: Generation::from_wire(if opaque { 0 } else { generation }),
+                place: (!zero && !opaque).then_some(place),
             });
             at = piece.end();
         }
@@ -244,13 +329,23 @@ impl FrozenSource for World {
     }
 
     async fn generations(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
-        let answer = self.state().answer(range);
+        let answer = {
+            let mut state = self.state();
+            state.questions += 1;
+            state.answer(range)
+        };
         self.at(Point::AfterValidation);
         answer
     }
 
     async fn read(&self, range: ByteRange) -> Result<Bytes> {
         let state = self.state();
+        if state
+            .host_bad
+            .is_some_and(|bad| bad.intersection(range).is_some())
+        {
+            return Err(Error::new(ErrorKind::HostCannotRead, "bad"));
+        }
         if state.gone {
             return Err(Error::new(ErrorKind::FrozenImageGone, "gone"));
         }
@@ -260,6 +355,13 @@ impl FrozenSource for World {
 }
 
 impl LunReader for World {
+    /// Without a thread, so that the order of things is always the same.
+    fn read_meanwhile(self: Arc<Self>, blocks: ByteRange, mut memory: Memory) -> ReadMeanwhile {
+        let len = usize::try_from(blocks.len()).unwrap();
+        let read = self.read_at(blocks.start(), &mut memory[..len]);
+        Box::pin(std::future::ready(read.map(|filled| (memory, filled))))
+    }
+
     fn size(&self) -> u64 {
         self.state().disk.len() as u64
     }
@@ -270,6 +372,14 @@ impl LunReader for World {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.at(Point::BeforeRead);
+        let read = ByteRange::new(offset, buf.len() as u64).unwrap();
+        if self
+            .state()
+            .lun_bad
+            .is_some_and(|bad| bad.intersection(read).is_some())
+        {
+            return Err(io::Error::from_raw_os_error(nix::libc::EIO));
+        }
         let offset = usize::try_from(offset).unwrap();
         let half = buf.len() / 2;
         buf[..half].copy_from_slice(&self.state().disk[offset..offset + half]);
@@ -277,6 +387,10 @@ impl LunReader for World {
         let len = buf.len();
         buf[half..].copy_from_slice(&self.state().disk[offset + half..offset + len]);
         self.at(Point::AfterRead);
+        let lie = self.state().lie;
+        if let Some(lie) = lie.filter(|byte| read.contains(*byte)) {
+            buf[usize::try_from(lie).unwrap() - offset] ^= 1;
+        }
         Ok(len)
     }
 }

@@ -21,10 +21,38 @@ pub struct Stretch {
 pub struct Batch {
     /// Whole leaves of the volume.
     pub range: ByteRange,
-    /// What `range` holds, in order, exactly once.
+    /// What `range` holds, in order, exactly once, but for what is the same.
     pub extents: Vec<MappedExtent>,
     /// The same range as runs of leaves, in order, exactly once.
     pub stretches: Vec<Stretch>,
+    /// Parts of `range` that are as in the parent image, in order: a stretch each, and no extents.
+    pub same: Vec<ByteRange>,
+}
+
+impl Batch {
+    /// Bytes of leaves with data.
+    pub fn data(&self) -> u64 {
+        let data = self.stretches.iter().filter(|stretch| !stretch.zero);
+        data.map(|stretch| stretch.range.len()).sum()
+    }
+
+    /// Appends `next`, which begins where `gap` ends; the gap is as in the parent image.
+    ///
+    /// # Panics
+    /// The three do not lie one behind the other: our mistake.
+    pub fn append(&mut self, gap: ByteRange, next: Self) {
+        assert_eq!(self.range.end(), gap.start(), "a gap lies behind its batch");
+        assert_eq!(gap.end(), next.range.start(), "a batch lies behind its gap");
+        self.range = ByteRange::from_bounds(self.range.start(), next.range.end()).unwrap_or(next.range);
+        self.extents.extend(next.extents);
+        self.stretches.push(Stretch {
+            range: gap,
+            zero: true,
+        });
+        self.stretches.extend(next.stretches);
+        self.same.push(gap);
+        self.same.extend(next.same);
+    }
 }
 
 /// How large a batch may grow.
@@ -53,14 +81,25 @@ pub struct Batcher {
 impl Batcher {
     /// A batcher for a volume of `size` bytes.
     pub fn new(size: u64, limits: BatchLimits) -> Self {
+        Self::starting_at(0, size, limits)
+    }
+
+    /// A batcher for the rest of a volume of `size` bytes, from a leaf on.
+    pub fn starting_at(start: u64, size: u64, limits: BatchLimits) -> Self {
         assert!(limits.leaf.is_power_of_two() && limits.data >= limits.leaf && limits.extents > 0);
         assert!(limits.range >= limits.leaf);
+        assert!(start == size || start < size && start.is_multiple_of(limits.leaf));
         Self {
             limits,
             size,
             pending: VecDeque::new(),
-            next: 0,
+            next: start,
         }
+    }
+
+    /// Where the last batch ends.
+    pub fn end(&self) -> u64 {
+        self.size
     }
 
     /// The first byte that no extent was given for yet.
@@ -120,6 +159,7 @@ impl Batcher {
             range,
             extents,
             stretches,
+            same: Vec::new(),
         })
     }
 

@@ -54,6 +54,11 @@ pub struct MappedExtent {
 }
 
 impl MappedExtent {
+    /// Whether it is data without a location: perhaps for a moment only, while the host looks where it went.
+    pub fn is_withheld(&self) -> bool {
+        self.content == Content::Data && !self.generation.is_direct()
+    }
+
     /// The part of this extent that lies in `range`.
     pub fn clipped(&self, range: ByteRange) -> Option<Self> {
         let clipped = self.range.intersection(range)?;
@@ -214,9 +219,21 @@ pub fn join(last: &mut MappedExtent, next: &MappedExtent) -> bool {
 /// The parts of `extents` that the answer `now` does not confirm (law P3): other generation, or no answer. Both lists are
 /// in order; generation 0 confirms nothing that was direct, but an extent that never was direct needs no confirmation.
 pub fn unconfirmed(extents: &[MappedExtent], now: &[MappedExtent]) -> Vec<ByteRange> {
+    differing(extents.iter().filter(|e| e.generation.is_direct()), now)
+}
+
+/// The parts of `extents` of which a map that is asked for now would tell something else (law P0): what is not confirmed, and data without
+/// a location that has one by now.
+pub fn outdated(extents: &[MappedExtent], now: &[MappedExtent]) -> Vec<ByteRange> {
+    let told = |e: &&MappedExtent| e.generation.is_direct() || e.is_withheld();
+    differing(extents.iter().filter(told), now)
+}
+
+/// The parts of `extents` whose generation is another one in the answer `now`, or is not in it.
+fn differing<'a>(extents: impl Iterator<Item = &'a MappedExtent>, now: &[MappedExtent]) -> Vec<ByteRange> {
     let mut moved: Vec<ByteRange> = Vec::new();
     let mut answers = now.iter().peekable();
-    for extent in extents.iter().filter(|e| e.generation.is_direct()) {
+    for extent in extents {
         let mut at = extent.range.start();
         while at < extent.range.end() {
             while answers.next_if(|a| a.range.end() <= at).is_some() {}
@@ -375,5 +392,30 @@ mod tests {
             ..direct(0, 10, 1, 0)
         };
         assert_eq!(unconfirmed(&[nbd], &[]), []);
+    }
+
+    #[test]
+    fn a_map_is_outdated_where_data_has_a_location_by_now() {
+        let without = |start, end, content| MappedExtent {
+            generation: Generation::NEVER_DIRECT,
+            place: None,
+            content,
+            ..direct(start, end, 1, 0)
+        };
+        let learnt = [
+            without(0, 100, Content::Data),
+            without(100, 200, Content::Hole),
+            direct(200, 300, 5, 0),
+        ];
+        let now = |start, end, generation| direct(start, end, generation, 0);
+        assert_eq!(
+            outdated(&learnt, &[now(0, 40, 0), now(40, 200, 7), now(200, 300, 5)]),
+            [range(40, 100)]
+        );
+        assert_eq!(
+            outdated(&learnt, &[now(0, 200, 0), now(200, 300, 6)]),
+            [range(200, 300)]
+        );
+        assert_eq!(outdated(&learnt, &[now(0, 200, 0), now(200, 300, 5)]), []);
     }
 }

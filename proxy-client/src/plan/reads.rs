@@ -20,20 +20,34 @@ pub struct DirectRead {
     pub disk: u16,
     /// What is read of it.
     pub range: ByteRange,
-    /// Where the bytes belong.
+    /// Where the bytes belong; what lies between them belongs nowhere.
     pub scatter: Vec<Scatter>,
 }
 
-/// The reads that get every placed extent, sorted by disk and offset, joined where they touch, of at most `longest`
-/// bytes each.
-pub fn gather(extents: &[MappedExtent], longest: u64) -> Vec<DirectRead> {
+/// How pieces are joined to reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Joining {
+    /// Bytes of the longest read.
+    pub longest: u64,
+    /// Pieces that are this long stay reads of their own.
+    pub long: u64,
+    /// Bytes between two pieces that are read along.
+    pub gap: u64,
+}
+
+/// The reads that get every placed extent, sorted by disk and offset, joined as `how` says and `may_read` allows.
+pub fn gather(
+    extents: &[MappedExtent],
+    how: Joining,
+    may_read: impl Fn(u16, ByteRange) -> bool,
+) -> Vec<DirectRead> {
     let mut pieces: Vec<(DiskPlace, ByteRange)> = Vec::new();
     for extent in extents {
         let Some(place) = extent.place else { continue };
         let mut at = 0;
         while let Some(volume) = ByteRange::from_bounds(
             extent.range.start() + at,
-            extent.range.end().min(extent.range.start() + at + longest),
+            extent.range.end().min(extent.range.start() + at + how.longest),
         ) {
             pieces.push((
                 DiskPlace {
@@ -58,10 +72,12 @@ pub fn gather(extents: &[MappedExtent], longest: u64) -> Vec<DirectRead> {
         };
         if let Some(last) = reads.last_mut()
             && last.disk == place.disk
-            && wanted.start() <= last.range.end()
+            && wanted.start() <= last.range.end().saturating_add(how.gap)
+            && last.range.len().min(wanted.len()) < how.long
             && let Some(joined) =
                 ByteRange::from_bounds(last.range.start(), last.range.end().max(wanted.end()))
-            && joined.len() <= longest
+            && joined.len() <= how.longest
+            && (wanted.start() <= last.range.end() || may_read(place.disk, joined))
         {
             last.range = joined;
             last.scatter.push(scatter);
@@ -89,6 +105,9 @@ mod tests {
         fn reads_hold_every_placed_byte_once(
             pieces in proptest::collection::vec((1u64..90, proptest::option::of((0u16..2, 0u64..500))), 1..40),
             longest in 1u64..64,
+            long in 1u64..64,
+            gap in 0u64..30,
+            forbidden in proptest::option::of(0u64..600),
         ) {
             let mut at = 0;
             let extents: Vec<MappedExtent> = pieces.iter().map(|&(len, place)| {
@@ -103,8 +122,17 @@ mod tests {
             }).collect();
 
             let mut got = std::collections::BTreeMap::new();
-            for read in gather(&extents, longest) {
+            let how = Joining { longest, long, gap };
+            let may_read = |_, range: ByteRange| forbidden.is_none_or(|byte| !range.contains(byte));
+            for read in gather(&extents, how, may_read) {
                 prop_assert!(read.range.len() <= longest);
+                let mut at = read.range.start();
+                for piece in &read.scatter {
+                    let skipped = ByteRange::from_bounds(at, piece.disk_offset);
+                    prop_assert!(skipped.is_none_or(|s| s.len() <= gap && may_read(read.disk, s)));
+                    at = at.max(piece.disk_offset + piece.volume.len());
+                }
+                prop_assert_eq!(at, read.range.end());
                 for piece in &read.scatter {
                     let on_disk = ByteRange::new(piece.disk_offset, piece.volume.len()).unwrap();
                     prop_assert!(read.range.covers(on_disk));

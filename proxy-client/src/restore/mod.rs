@@ -6,7 +6,7 @@
 //! * a new file appears under its name only when the whole image proved good.
 
 mod in_use;
-mod signature;
+pub(crate) mod signature;
 mod target;
 
 pub(crate) use target::Target;

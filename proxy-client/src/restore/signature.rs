@@ -1,7 +1,7 @@
 //! Signatures by which a device that holds something is known.
 
 /// Bytes at the beginning and at the end of a device that are looked at.
-pub(super) const LOOKED_AT: u64 = 1 << 20;
+pub(crate) const LOOKED_AT: u64 = 1 << 20;
 
 /// A signature at a fixed place: offset from the beginning, bytes, what it means.
 const AT_BEGINNING: &[(usize, &[u8], &str)] = &[
@@ -30,7 +30,7 @@ const AT_BEGINNING: &[(usize, &[u8], &str)] = &[
 ];
 
 /// What a device of `size` bytes with these first and last bytes (up to [`LOOKED_AT`] of each) seems to hold.
-pub(super) fn find(first: &[u8], last: &[u8], size: u64) -> Option<&'static str> {
+pub(crate) fn find(first: &[u8], last: &[u8], size: u64) -> Option<&'static str> {
     let has =
         |bytes: &[u8], at: usize, magic: &[u8]| bytes.get(at..).is_some_and(|rest| rest.starts_with(magic));
     // The label of an LVM physical volume is in one of the first four sectors.

@@ -66,6 +66,7 @@ impl Fixture {
         let header = Header {
             image: Uuid::from_u128(1),
             frozen: Uuid::from_u128(2),
+            parent: None,
             size: plain.len() as u64,
             created: 1_795_305_600,
             volume: "vm1".into(),
@@ -77,6 +78,7 @@ impl Fixture {
                 path: "/dev/sdx".into(),
             }],
             software: "test".into(),
+            job: None,
         };
         let (mut encoder, first) = Encoder::new(&header);
         let mut image = first.to_vec();

@@ -201,6 +201,8 @@ impl World {
             Arc::new(GenerationClock::start().unwrap()),
             CopyOptions {
                 on_full,
+                // No deadline passes because the machine stands still.
+                window_max: Duration::from_secs(600),
                 ..CopyOptions::default()
             },
         )
@@ -291,13 +293,11 @@ impl World {
         let luns = luns.into_iter().take(count).map(|(path, identity)| LunArgument {
             identity: Some(identity),
             path,
+            allowed: Vec::new(),
         });
         let options = BackupOptions {
-            uri: self.uri(export),
-            output: ImagePath::File(image.clone()),
             luns: luns.collect(),
-            require_direct: None,
-            audit_percent: 0.0,
+            ..BackupOptions::new(self.uri(export), ImagePath::File(image.clone()))
         };
         let progress = Progress::hidden();
         let done = backup(&options, opener, &progress);

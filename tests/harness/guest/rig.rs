@@ -1,6 +1,6 @@
 //! Where guests are booted: a directory for their disks, and a network that they share with the test.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,8 @@ impl Default for Setup<'_> {
 /// processes that it starts later: a backup that the test runs reaches the guests by their addresses.
 pub struct Rig {
     directory: Arc<Scratch>,
-    guests: Cell<u8>,
+    /// Names, the first of which is guest 1.
+    guests: RefCell<Vec<String>>,
 }
 
 impl Rig {
@@ -61,7 +62,7 @@ impl Rig {
         run("ip", &["link", "set", "rig", "up"]);
         Self {
             directory: Arc::new(scratch()),
-            guests: Cell::new(0),
+            guests: RefCell::default(),
         }
     }
 
@@ -88,21 +89,20 @@ impl Rig {
         )
     }
 
-    /// The same, with all that can be chosen.
+    /// The same, with all that can be chosen. A name that was booted before is the same machine once more, with its addresses and
+    /// its `/run/share`: the guest has to have ended.
     pub fn boot_with(&self, name: &str, setup: &Setup) -> Guest {
-        let number = self.guests.get() + 1;
-        self.guests.set(number);
+        let number = self.number_of(name);
         let tap = format!("guest{number}");
-        run("ip", &["tuntap", "add", &tap, "mode", "tap"]);
-        run("ip", &["link", "set", &tap, "master", "rig", "up"]);
-
         let directory = self.path(&format!("guest.{name}"));
         std::fs::create_dir_all(directory.join("share")).unwrap();
+        // What User-Mode Linux knows a running guest by stays behind when one is killed.
+        std::fs::remove_dir_all(directory.join("guest")).ok();
         let agent = TcpListener::bind((Self::ADDRESS, 0)).unwrap();
         let address = format!("10.77.0.{}", 10 + number);
         let programs = built("nbd-export").parent().unwrap().to_owned();
         let mut arguments = vec![
-            format!("vec0:transport=tap,ifname={tap},depth=64,gro=1"),
+            format!("vec0:transport=tap,ifname={tap},depth=64,gro=1,mac=02:00:0a:4d:00:{number:02x}"),
             format!("rig.address={address}"),
             format!("rig.agent={}", agent.local_addr().unwrap()),
             format!("rig.bin={}", programs.display()),
@@ -122,5 +122,18 @@ impl Rig {
             deadline: setup.deadline,
             keep: Arc::clone(&self.directory),
         })
+    }
+
+    /// Which guest this is, plugged into the network.
+    fn number_of(&self, name: &str) -> usize {
+        let mut guests = self.guests.borrow_mut();
+        if let Some(index) = guests.iter().position(|guest| guest == name) {
+            return index + 1;
+        }
+        guests.push(name.to_owned());
+        let tap = format!("guest{}", guests.len());
+        run("ip", &["tuntap", "add", &tap, "mode", "tap"]);
+        run("ip", &["link", "set", &tap, "master", "rig", "up"]);
+        guests.len()
     }
 }

@@ -77,7 +77,9 @@ fn a_writer_of_a_file_without_a_flag_ends_the_backup_on_every_connection() {
     let relay = CuttingProxy::with_action(&site.socket(), MAIN, move || {
         assert_eq!(knock(&volume).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     });
-    let outcome = run_backup(&site.options(&relay.uri(VOLUME)), &Ambush::never());
+    let mut options = site.options(&relay.uri(VOLUME));
+    options.nbd.connections = 1;
+    let outcome = run_backup(&options, &Ambush::never());
     site.assert_failed(outcome, ErrorKind::FrozenImageGone);
     assert!(relay.connections() > 2, "it has to be cut");
     knock(&site.volume()).expect("the writer is let in");

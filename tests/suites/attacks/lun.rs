@@ -127,7 +127,11 @@ fn without_a_tag_the_receipt_says_that_samples_are_all() {
 
     fs::remove_file(site.image()).unwrap();
     let ambush = stale_behind_the_samples(&site, &clone);
-    site.assert_failed(backup_from(&site, &clone, &ambush, 100.0), ErrorKind::WrongLun);
+    let report = site.assert_right(backup_from(&site, &clone, &ambush, 100.0));
+    assert!(
+        report.identity[0].audit_failed && report.bytes_direct == 0,
+        "{report:?}"
+    );
 }
 
 /// The proxy's kernel may have cached blocks of the LUN before the host wrote to them (law P2).

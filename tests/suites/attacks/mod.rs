@@ -17,13 +17,13 @@ use tests::volume::noise;
 
 const MIB: usize = 1 << 20;
 /// Two batches, so that one is read while another is confirmed.
-const SIZE: usize = 16 * MIB;
+const SIZE: usize = 40 * MIB;
 
-/// The connection of a backup that carries its requests, cut when about a third of [`SIZE`] went over it.
+/// The first connection of a backup, cut when a MiB went over it: others carry bytes as well by then.
 const MAIN: Cut = Cut {
     // The first one lists the contexts.
     connection: 1,
-    after: 5 * MIB,
+    after: MIB,
 };
 
 /// A volume on XFS, and its twin: another file with the same bytes in other blocks.
@@ -35,7 +35,7 @@ fn xfs_site() -> Site {
 
 /// A volume on ext4.
 fn ext4_site() -> Site {
-    Site::new(Mounted::ext4(96 << 20), &noise(1, SIZE))
+    Site::new(Mounted::ext4(192 << 20), &noise(1, SIZE))
 }
 
 /// Overwrites all of a file, down to its disk.

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -185,7 +185,19 @@ fn takes_writes(directory: &Path) -> bool {
         fs::write(path, b"x").unwrap();
         done.send(()).ok();
     });
-    written.recv_timeout(Duration::from_secs(20)).is_ok()
+    written.recv_timeout(Duration::from_secs(60)).is_ok()
+}
+
+/// Moments at which an agent is killed.
+const STEPS: usize = 30;
+
+/// Has the writer go on until it is dropped.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -196,11 +208,16 @@ fn an_agent_that_is_killed_at_any_moment_leaves_nothing_that_cleanup_does_not_fi
     let writers: Vec<File> = (0..3)
         .map(|n| File::options().write(true).open(ground.volume(n)).unwrap())
         .collect();
-    let go_on = AtomicBool::new(true);
+    let set = ["--set", "vms", "--files", &pattern];
+    let begun = Instant::now();
+    ground.serve(STEPS, &set).terminate();
+    let whole = begun.elapsed();
+    let writing = AtomicBool::new(true);
     thread::scope(|scope| {
+        let writing = &writing;
         scope.spawn(|| {
             let mut round = 0_u64;
-            while go_on.load(Ordering::Relaxed) {
+            while writing.load(Ordering::Relaxed) {
                 round += 1;
                 for writer in &writers {
                     writer
@@ -209,16 +226,18 @@ fn an_agent_that_is_killed_at_any_moment_leaves_nothing_that_cleanup_does_not_fi
                 }
             }
         });
+        // The scope waits for the writer, whatever fails in here.
+        let end = End(writing);
         let mut left_behind = 0;
         let mut killed = 0;
         let mut free = true;
-        // From before its first step until after its last.
-        for step in 0..30 {
+        // From before its first step until after its last, on a machine of any speed.
+        for step in 0..STEPS {
             let mut arguments = vec!["serve".to_owned()];
-            arguments.extend(ground.arguments(step, &["--set", "vms", "--files", &pattern]));
+            arguments.extend(ground.arguments(step, &set));
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let agent = start("nbd-export", &arguments, Stdio::null());
-            thread::sleep(Duration::from_millis(4 * step as u64));
+            thread::sleep(whole.mul_f64(1.5 * step as f64 / STEPS as f64));
             agent.signal(Signal::SIGKILL);
             drop(agent);
             killed += 1;
@@ -232,7 +251,7 @@ fn an_agent_that_is_killed_at_any_moment_leaves_nothing_that_cleanup_does_not_fi
                 break;
             }
         }
-        go_on.store(false, Ordering::Relaxed);
+        drop(end);
         assert!(free, "frozen for good, at step {killed}");
         assert_eq!(ground.clones(), 0, "not found, at step {killed}");
         assert!(

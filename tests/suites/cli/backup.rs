@@ -164,9 +164,10 @@ fn an_output_on_the_lun_is_refused() {
     let output = mounted.path.join("image");
     for lun in [&mounted.disk.lun, &mounted.disk.device] {
         let lun_argument = format!("id:a={}", lun.display());
-        scene.assert_fails(&output, &["--lun", &lun_argument], 1, "output-is-source");
+        let arguments = ["--host-is-this-machine", "--lun", &lun_argument];
+        scene.assert_fails(&output, &arguments, 1, "output-is-source");
         image::assert_nothing_left(&output);
-        scene.assert_fails(lun, &["--lun", &lun_argument], 1, "output-is-source");
+        scene.assert_fails(lun, &arguments, 1, "output-is-source");
     }
 }
 
@@ -323,7 +324,7 @@ fn an_interrupted_backup_leaves_nothing() {
     needs!("nbdkit");
     let scene = Scene::with(&["--filter=delay"], &["rdelay=60"]);
     let (uri, output) = (scene.uri(), scene.image.to_str().unwrap());
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let arguments = ["--error-format", "json", "backup", &uri, "--output", output];
         let mut backup = program::start("proxy-client", &arguments, Stdio::null());
         backup.wait_for(&scene.image.with_extension("zst.partial"));

@@ -2,4 +2,5 @@
 
 mod backup;
 mod endings;
+mod generate;
 mod promises;

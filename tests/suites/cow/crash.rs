@@ -55,8 +55,8 @@ fn a_host_that_is_killed_leaves_the_origin_intact() {
         let error = fails("proxy-client", 1, &["backup", old.trim(), "--output", &image]);
         assert_eq!(error["kind"], "host-refused");
         assert_same(&served.client().read_all().unwrap(), &content, "served again");
-        let new = served.ask(&["freeze", "vol", "--as", "new"]);
+        let new = served.ask(&["freeze", "vol", "--as", "next"]);
         served.assert_backs_up(new.trim(), &content);
-        served.ask(&["thaw", "vol@new"]);
+        served.ask(&["thaw", "vol@next"]);
     }
 }

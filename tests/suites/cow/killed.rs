@@ -156,7 +156,7 @@ fn a_host_that_is_killed_at_any_step_leaves_the_origin_intact() {
             );
             assert_same(&served.client().read_all().unwrap(), &content, "served again");
             if nth == 0 {
-                let new = served.ask(&["freeze", "vol", "--as", "new"]);
+                let new = served.ask(&["freeze", "vol", "--as", "next"]);
                 served.assert_backs_up(new.trim(), &content);
             }
             served.terminate();

@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
+use tests::cow::log::{Change, Kind};
 use tests::cow::served::{Served, assert_image};
 use tests::cow::volume::{assert_same, make_volume};
 use tests::disk::Mounted;
-use tests::program::{Host, backup, nbd_export, proxy_client};
+use tests::program::{Host, backup, error_object, nbd_export, proxy_client, start};
 use tests::{needs, needs_loop_devices};
 
 use super::SIZE;
@@ -152,4 +155,60 @@ fn an_image_made_under_writers_verifies_and_restores() {
     proxy_client(&["restore", &image, "--output", &restored]);
     assert_same(&fs::read(&restored).unwrap(), &content, "restored");
     writers.stop();
+}
+
+/// A writer that is faster than the backup fills the copy area: the backup stops before that costs it the frozen image, and is gone on with
+/// when the writer rests.
+#[test]
+fn a_backup_stops_before_the_copy_area_is_full_and_can_be_resumed() {
+    needs!("zstd");
+    const VOLUME: u64 = 48 << 20;
+    // Full after five seconds at the pace below, so that a machine that is slow comes near it as well.
+    let mut served = Served::with_room(VOLUME, 16 << 20);
+    let content = served.oracle.content();
+    let uri = served.ask(&["freeze", "vol", "--as", "1"]);
+    let image = served.path("image");
+    // Without LUNs batches are small, so that there is something to keep after a second or two.
+    let arguments = [
+        "backup",
+        uri.trim(),
+        "--output",
+        &image,
+        "--limit-rate",
+        "2M",
+        "--error-format",
+        "json",
+    ];
+    let mut job = start("proxy-client", &arguments, Stdio::null());
+    let partial = format!("{image}.partial");
+    job.wait_for(Path::new(&partial));
+    while fs::metadata(&partial).unwrap().len() < 4 << 20 {
+        assert!(job.is_alive());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let writer = served.client();
+    for offset in (0..VOLUME).step_by(64 << 10) {
+        if !job.is_alive() {
+            break;
+        }
+        let kind = Kind::Write(*b"hurries!");
+        writer.change(Change {
+            offset,
+            len: 64 << 10,
+            kind,
+        });
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ended = job.wait();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert_eq!(error_object(&ended)["kind"], "copy-area-filling", "{ended:?}");
+    let listed = served.list();
+    assert_eq!(listed["volumes"][0]["frozen"][0]["state"], "good", "{listed}");
+    // What is full and fills no more does not stop it.
+    let resumed = proxy_client(&["resume", &image, "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&resumed).unwrap();
+    assert_eq!(report["size"], VOLUME);
+    assert_image(Path::new(&image), &content);
+    served.ask(&["thaw", "vol@1"]);
+    served.terminate();
 }

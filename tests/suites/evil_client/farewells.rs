@@ -120,7 +120,7 @@ fn nobody_is_listened_to_for_ever() {
     assert_eq!(heard.len(), 28);
     // Only now is the socket itself closed: to write fails.
     while silent.write_all(&[0]).is_ok() {
-        assert!(begun.elapsed() < Duration::from_secs(20));
+        assert!(begun.elapsed() < Duration::from_secs(100));
         thread::sleep(Duration::from_millis(100));
     }
     victim.ends_well();

@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use tests::needs;
 
-use super::{Victim, Wire, enter, entered, option, request};
+use super::{GOOD_PATIENCE, Victim, Wire, enter, entered, option, request};
 
 /// Half-open handshakes that are tried.
 const CROWD: usize = 10_000;
@@ -55,6 +55,11 @@ fn ten_thousand_half_open_handshakes_lock_nobody_out() {
         wire.write_all(&beginning(n)).ok();
         crowd.push(wire);
         if n % 2000 == 1999 {
+            // The last of either kind was greeted, so none is still to come that would take the place of the good client.
+            let mut greeting = [0; 18];
+            for last in crowd.iter_mut().rev().take(2) {
+                last.read_exact(&mut greeting).unwrap();
+            }
             victim.serves_good_clients(victim.unix_uri());
             victim.serves_good_clients(&tcp_uri);
         }
@@ -82,7 +87,21 @@ fn from_elsewhere(to: &str) -> Option<TcpStream> {
     .ok()?;
     bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 2, 0)).ok()?;
     connect(socket.as_raw_fd(), &SockaddrIn::from(to)).ok()?;
-    Some(TcpStream::from(socket))
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(GOOD_PATIENCE)).unwrap();
+    Some(stream)
+}
+
+/// Connections of a flood that may wait to be greeted: fewer than the kernel keeps for a server that is slow to take them.
+const UNGREETED: usize = 256;
+
+/// Says that a flood is over when it goes, also by a panic.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The flood goes on while good clients come, and they do not wait for its end: from another process, and from another address.
@@ -100,7 +119,6 @@ fn a_flood_that_does_not_end_locks_nobody_out() {
                 // More than the server keeps, so that it has to let some of them go all the time.
                 let mut crowd: VecDeque<Box<dyn Wire>> = VecDeque::new();
                 while !over.load(Ordering::Relaxed) {
-                    let n = tried.fetch_add(1, Ordering::Relaxed);
                     let mut wire: Box<dyn Wire> = match family {
                         "unix" => Box::new(victim.unix()),
                         _ => match from_elsewhere(tcp) {
@@ -108,16 +126,22 @@ fn a_flood_that_does_not_end_locks_nobody_out() {
                             None => continue,
                         },
                     };
+                    let n = tried.fetch_add(1, Ordering::Relaxed);
                     wire.write_all(&beginning(n)).ok();
                     crowd.push_back(wire);
                     if crowd.len() > 1500 {
                         crowd.pop_front();
                     }
-                    // Not as fast as it can, which would be a test of the machine.
+                    // Not faster than they are let in, or sent away, on this machine: the kernel's queue would overflow, which is before
+                    // the server can do anything.
+                    if let Some(before) = crowd.len().checked_sub(UNGREETED) {
+                        crowd[before].read_exact(&mut [0; 18]).ok();
+                    }
                     thread::sleep(Duration::from_micros(500));
                 }
             });
         }
+        let _ends = Over(&over);
         while tried.load(Ordering::Relaxed) < 1200 {
             thread::sleep(Duration::from_millis(5));
         }
@@ -127,7 +151,6 @@ fn a_flood_that_does_not_end_locks_nobody_out() {
             victim.serves_good_clients(&format!("nbd://{tcp}/v"));
         }
         let during = tried.load(Ordering::Relaxed) - before;
-        over.store(true, Ordering::Relaxed);
         assert!(during > 100, "{during} attempts are no flood");
     });
     let peak = victim.peak_mib();
@@ -137,8 +160,7 @@ fn a_flood_that_does_not_end_locks_nobody_out() {
 
 #[test]
 fn a_slow_handshake_is_served_and_an_endless_one_is_ended() {
-    let victim = Victim::new(&["--handshake-timeout", "3"]);
-    let slow = |pause: Duration| {
+    let slow = |victim: &Victim, pause: Duration| {
         let mut wire = victim.unix();
         for byte in enter("v") {
             if wire.write_all(&[byte]).is_err() {
@@ -149,17 +171,22 @@ fn a_slow_handshake_is_served_and_an_endless_one_is_ended() {
         let mut answer = [0; 28];
         wire.read_exact(&mut answer).is_ok()
     };
-    assert!(slow(Duration::from_millis(20)), "byte by byte, but in time");
-    let begun = Instant::now();
-    assert!(!slow(Duration::from_millis(400)), "byte by byte, for ever");
-    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    // Longer than the ten seconds that there are usually.
+    let patient = Victim::new(&["--handshake-timeout", "90"]);
+    assert!(
+        slow(&patient, Duration::from_millis(450)),
+        "byte by byte, but in time"
+    );
+    patient.ends_well();
+    let victim = Victim::new(&["--handshake-timeout", "4"]);
+    assert!(!slow(&victim, Duration::from_secs(1)), "byte by byte, for ever");
     victim.ends_well();
 }
 
 /// CVE-2017-15119, CVE-2022-26495: lengths that nobody could mean.
 #[test]
 fn a_giant_option_takes_neither_memory_nor_time() {
-    let victim = Victim::new(&[]);
+    let victim = Victim::new(&["--handshake-timeout", "60"]);
     let before = victim.peak_mib();
     for code in (0..=11).chain([0xffff_ffff]) {
         for length in [u32::MAX, u32::MAX - 1, 1 << 31, (64 << 10) + 1] {
@@ -171,7 +198,7 @@ fn a_giant_option_takes_neither_memory_nor_time() {
             // Closed by the server, politely or not.
             wire.read_to_end(&mut answer).ok();
             assert!(
-                begun.elapsed() < Duration::from_secs(5),
+                begun.elapsed() < Duration::from_secs(50),
                 "option {code} of {length} bytes: {:?}",
                 begun.elapsed()
             );

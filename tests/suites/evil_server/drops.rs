@@ -19,13 +19,7 @@ fn succeeds(style: HeaderStyle, cut: usize) -> bool {
     let server = EvilServer::start(volume::noise(3, SIZE), Script::honest(style).cut_after(cut));
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("image");
-    let options = BackupOptions {
-        uri: server.nbd_uri(),
-        output: ImagePath::File(output.clone()),
-        luns: Vec::new(),
-        require_direct: None,
-        audit_percent: 0.0,
-    };
+    let options = BackupOptions::new(server.nbd_uri(), ImagePath::File(output.clone()));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

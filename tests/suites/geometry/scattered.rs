@@ -21,7 +21,9 @@ use tests::site::{VOLUME, run_backup, text};
 use tests::volume::noise;
 use tokio::sync::oneshot;
 use uuid::Uuid;
-use volmap::frozen::{Attestation, Description, FrozenError, FrozenImage, Stability, StatusExtent, Strength};
+use volmap::frozen::{
+    Attestation, Description, FrozenError, FrozenImage, Stability, Status, StatusExtent, Strength,
+};
 use volmap::generation::{Generation, GenerationClock};
 use volmap::identity::Identity;
 use volmap::map::Content;
@@ -41,7 +43,7 @@ fn place(sector: u64) -> u64 {
 
 struct Scattered {
     description: Description,
-    graph: StoreGraph,
+    graph: Arc<StoreGraph>,
     top: StoreId,
     generation: Generation,
     bytes: Vec<u8>,
@@ -80,7 +82,7 @@ impl Scattered {
                 attestation: Attestation::Unattested,
                 frozen_at: SystemTime::now(),
             },
-            graph,
+            graph: Arc::new(graph),
             top,
             generation: GenerationClock::start().unwrap().next(),
             bytes,
@@ -97,12 +99,12 @@ impl FrozenImage for Scattered {
         SECTORS * SECTOR
     }
 
-    fn graph(&self) -> &StoreGraph {
-        &self.graph
+    fn graph(&self) -> Arc<StoreGraph> {
+        Arc::clone(&self.graph)
     }
 
-    fn status(&self, range: ByteRange, _limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
-        Ok(vec![StatusExtent {
+    fn status(&self, range: ByteRange, _limit: usize) -> Result<Status, FrozenError> {
+        let extent = StatusExtent {
             range,
             content: Content::Data,
             generation: self.generation,
@@ -110,7 +112,11 @@ impl FrozenImage for Scattered {
                 store: self.top,
                 offset: range.start(),
             }),
-        }])
+        };
+        Ok(Status {
+            graph: self.graph(),
+            extents: vec![extent],
+        })
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
@@ -196,14 +202,11 @@ fn sectors_are_cut_out_of_blocks_of_eight() {
     let socket = directory.path().join("nbd");
     let _serving = Serving::start(Scattered::new(bytes), &socket);
     let image = directory.path().join("image");
+    let uri = format!("nbd+unix:///{VOLUME}?socket={}", text(&socket));
     let options = BackupOptions {
-        uri: format!("nbd+unix:///{VOLUME}?socket={}", text(&socket))
-            .parse()
-            .unwrap(),
-        output: ImagePath::File(image.clone()),
         luns: vec![LunArgument::parse(&format!("lun0={}", text(&lun.device))).unwrap()],
         require_direct: Some(100.0),
-        audit_percent: 0.0,
+        ..BackupOptions::new(uri.parse().unwrap(), ImagePath::File(image.clone()))
     };
     let report = run_backup(&options, &Ambush::never()).unwrap();
     assert_eq!(report.bytes_direct, SECTORS * SECTOR, "{report:?}");

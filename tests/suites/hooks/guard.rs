@@ -74,7 +74,7 @@ fn write_within(path: &Path, patience: Duration) -> Option<Duration> {
     }
 }
 
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(45);
 const A_WHILE: Duration = Duration::from_millis(300);
 
 #[test]
@@ -92,7 +92,7 @@ fn file_systems_are_thawed_on_order_at_the_deadline_and_when_the_agent_goes() {
     }
 
     // The agent hangs.
-    assert_eq!(guard.freeze(&paths, 1), "done");
+    assert_eq!(guard.freeze(&paths, 5), "done");
     for path in paths {
         assert!(write_within(path, SOON).is_some(), "thawed at the deadline");
     }

@@ -13,14 +13,14 @@ use super::{MIB, sha256_in, sha256_of_image};
 const SIZE: u64 = 64 * MIB;
 
 /// A user-space iSCSI target with one LUN, in the rig's network; killed when dropped.
-struct Target {
+pub(super) struct Target {
     child: Child,
     socket: PathBuf,
     port: u16,
 }
 
 impl Target {
-    fn serve(rig: &Rig, lun: &Path, port: u16) -> Self {
+    pub(super) fn serve(rig: &Rig, lun: &Path, port: u16) -> Self {
         let socket = rig.path(&format!("tgtd.{port}"));
         // It takes SIGTERM only while it has no targets, and has to go with this thread as the guests do.
         let child = Command::new("setpriv")
@@ -61,7 +61,7 @@ impl Target {
     }
 
     /// Logs a guest in, and gives back the device that it sees.
-    fn log_in(&self, guest: &Guest, initiator: &str) -> String {
+    pub(super) fn log_in(&self, guest: &Guest, initiator: &str) -> String {
         let device = guest.run(&format!(
             "before=$(ls /sys/block)
              iscsistart -i iqn.2026-01.test:{initiator} -t iqn.2026-01.test:lun -g 1 -a {} -p {} >&2

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use proxy_client::error::ErrorKind;
+use serde_json::Value;
 use tests::ambush::{Ambush, Point};
 use tests::guest::{Guest, Process, Rig, Setup};
 use tests::needs_guests;
@@ -27,7 +28,21 @@ const VOLUMES: &str = "
     done";
 
 /// A device on the first disk that can be made slow later.
-const LAYERED: &str = "dmsetup create pv --table '0 520192 linear /dev/ubda 2048'";
+pub(super) const LAYERED: &str = "dmsetup create pv --table '0 520192 linear /dev/ubda 2048'";
+
+/// Of the device below only the part where the metadata lies, and reads only: LVM renews the tables of its own.
+pub(super) const SLOW: &str = "
+    set -- $(dmsetup table vg-pool_tmeta)
+    end=$(($5 + $2))
+    dmsetup load pv <<TABLE
+0 $5 linear /dev/ubda 2048
+$5 $2 delay /dev/ubda $((2048 + $5)) 1000 /dev/ubda $((2048 + $5)) 0
+$end $((520192 - end)) linear /dev/ubda $((2048 + end))
+TABLE
+    dmsetup suspend pv; dmsetup resume pv";
+pub(super) const FAST: &str = "
+    dmsetup load pv --table '0 520192 linear /dev/ubda 2048'
+    dmsetup suspend pv; dmsetup resume pv";
 
 /// Writes all over the origin, and gives parts of it back.
 const WRITER: &str = "
@@ -37,15 +52,15 @@ const WRITER: &str = "
     done";
 
 /// A guest with a thin volume.
-struct Site {
-    guest: Arc<Guest>,
+pub(super) struct Site {
+    pub(super) guest: Arc<Guest>,
     image: PathBuf,
     luns: [(&'static str, PathBuf); 2],
 }
 
 impl Site {
     /// With a volume group on `first`, which lies on the first disk, and on the second disk.
-    fn boot(rig: &Rig, prepare: &str, first: &str) -> Self {
+    pub(super) fn boot(rig: &Rig, prepare: &str, first: &str) -> Self {
         let disks = [rig.disk("lun0", 256 * MIB), rig.disk("lun1", 256 * MIB)];
         let setup = Setup {
             disks: &[&disks[0], &disks[1]],
@@ -63,7 +78,7 @@ impl Site {
         }
     }
 
-    fn arguments(&self) -> String {
+    pub(super) fn arguments(&self) -> String {
         format!(
             "vol=/dev/vg/tv --freeze lvm-thin --identity /dev/ubda=lun0 --identity /dev/ubdb=lun1 --listen {}:10809 \
              --insecure-plaintext",
@@ -71,7 +86,7 @@ impl Site {
         )
     }
 
-    fn serve(&self) -> (Process, String) {
+    pub(super) fn serve(&self) -> (Process, String) {
         let (process, uris) = self.guest.serve(&self.arguments());
         (process, sole(&uris).to_owned())
     }
@@ -85,9 +100,23 @@ impl Site {
     }
 
     /// The block of the pool's metadata snapshot, `-` where there is none. Looking has the pool commit nothing.
-    fn metadata_snapshot(&self) -> String {
+    pub(super) fn metadata_snapshot(&self) -> String {
         let status = self.guest.run("dmsetup status --noflush vg-pool-tpool");
         status.split_whitespace().nth(6).unwrap().to_owned()
+    }
+
+    /// An agent that holds the metadata snapshot of the pool, which is made slow for that.
+    pub(super) fn until_it_holds_the_metadata(&self) -> Process {
+        let agent = self
+            .guest
+            .start(&format!("exec nbd-export serve {}", self.arguments()));
+        let until = Instant::now() + Duration::from_secs(60);
+        // And has written down its block: what is not is not certainly of an agent.
+        let is_written = "grep -q '^root' /var/lib/volmap/thin-pool.*";
+        while self.metadata_snapshot() == "-" || self.guest.try_run(is_written).status != 0 {
+            assert!(Instant::now() < until, "no metadata snapshot was taken");
+        }
+        agent
     }
 
     fn assert_nothing_left(&self) {
@@ -95,7 +124,7 @@ impl Site {
         assert_eq!(self.metadata_snapshot(), "-");
     }
 
-    fn end(&self, host: Process) {
+    pub(super) fn end(&self, host: Process) {
         self.guest.run(&format!("kill {}", host.pid));
         assert_eq!(host.wait().status, 0);
         self.assert_nothing_left();
@@ -114,6 +143,7 @@ fn thin_volumes_are_read_from_the_lun_while_they_are_written_to() {
     let site = Site::boot(&rig, "", "/dev/ubda");
     under_writers(&site);
     under_other_changes(&site);
+    pool_full(&site);
     pool_moved(&site);
 }
 
@@ -239,27 +269,8 @@ fn metadata_snapshot_of_somebody_else(site: &Site) {
 
 /// A metadata device so slow that the agent is certainly killed while it reads it.
 fn killed_between_reserve_and_release(site: &Site) {
-    // Of the device below only the part where the metadata lies, and reads only: LVM renews the tables of its own.
-    const SLOW: &str = "
-        set -- $(dmsetup table vg-pool_tmeta)
-        end=$(($5 + $2))
-        dmsetup load pv <<TABLE
-0 $5 linear /dev/ubda 2048
-$5 $2 delay /dev/ubda $((2048 + $5)) 1000 /dev/ubda $((2048 + $5)) 0
-$end $((520192 - end)) linear /dev/ubda $((2048 + end))
-TABLE
-        dmsetup suspend pv; dmsetup resume pv";
-    const FAST: &str = "
-        dmsetup load pv --table '0 520192 linear /dev/ubda 2048'
-        dmsetup suspend pv; dmsetup resume pv";
     site.guest.run(SLOW);
-    let killed = site
-        .guest
-        .start(&format!("exec nbd-export serve {}", site.arguments()));
-    let until = Instant::now() + Duration::from_secs(60);
-    while site.metadata_snapshot() == "-" {
-        assert!(Instant::now() < until, "no metadata snapshot was taken");
-    }
+    let killed = site.until_it_holds_the_metadata();
     site.guest.run(&format!("kill -9 {}", killed.pid));
     killed.wait();
     site.guest.run(FAST);
@@ -288,6 +299,42 @@ TABLE
     eprintln!("right: killed between reserve and release");
 }
 
+/// Nothing is frozen in a pool that is full, and `probe` says what to do about it ahead of time.
+fn pool_full(site: &Site) {
+    let probed = || {
+        let json = site.guest.run("nbd-export probe /dev/vg/tv --json");
+        let probed: Value = serde_json::from_str(&json).unwrap();
+        let providers = probed["providers"].as_array().unwrap();
+        let thin = providers.iter().find(|p| p["provider"] == "lvm-thin").unwrap();
+        let remark = thin["remark"].as_str().unwrap_or_default().to_owned();
+        (thin["fits"].as_bool().unwrap(), remark)
+    };
+    assert!(probed().0);
+    site.guest.run(
+        "lvchange -qq --errorwhenfull y vg/pool
+         lvcreate -qq -y -V 300M --thinpool pool -n filler vg
+         dd if=/dev/zero of=/dev/vg/filler bs=1M oflag=direct status=none || true",
+    );
+    let (fits, why) = probed();
+    assert!(
+        !fits && why.contains("lvextend -L +SIZE vg/pool") && why.contains("get errors"),
+        "{why}"
+    );
+    let refused = site
+        .guest
+        .try_run("nbd-export serve vol=/dev/vg/tv --socket /run/s --control /run/c 2>&1");
+    assert_ne!(refused.status, 0);
+    assert!(refused.stdout.contains("nearly full"), "{}", refused.stdout);
+    site.assert_nothing_left();
+    // As soon as there is room again it goes on, with a word about how little there is.
+    site.guest
+        .run("lvremove -qq -y vg/filler; lvchange -qq --errorwhenfull n vg/pool");
+    assert!(probed().0);
+    let (host, _) = site.serve();
+    site.end(host);
+    eprintln!("right: a full pool: {why}");
+}
+
 /// The pool is moved to the other disk, and its old place overwritten.
 fn pool_moved(site: &Site) {
     let (host, uri) = site.serve();
@@ -302,7 +349,10 @@ fn pool_moved(site: &Site) {
     let report = backup(&uri, &site.image, &site.luns, &ambush).unwrap();
     assert!(ambush.has_sprung());
     assert_image(&site.image, &frozen, &report);
-    assert!(report.bytes_moved > 0 && report.bytes_nbd > 0, "{report:?}");
+    assert!(
+        report.bytes_moved > 0 && report.bytes_remapped_direct > 0,
+        "{report:?}"
+    );
     eprintln!("right: the pool moved: {report:?}");
     site.end(host);
     site.guest.run("lvremove -qq -y vg/thief");

@@ -2,14 +2,24 @@
 //! guest of its own. A test boots once, and plays its scenarios one after the other in that guest.
 
 mod around;
+mod doctor;
+mod free_space;
 mod guests;
 mod iscsi;
+mod layers;
+mod lineage;
 mod linear;
+mod lvm_cleanup;
+mod lvm_sets;
+mod lvm_snapshot;
+mod lvm_strength;
 mod lvm_thin;
 mod moves;
 mod nbd_client;
+mod two_machines;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nbd_export::uri::NbdUri;
 use proxy_client::config::{ImagePath, LunArgument};
@@ -59,11 +69,10 @@ fn backup(
         LunArgument::parse(&argument).unwrap()
     });
     let options = BackupOptions {
-        uri: uri.parse::<NbdUri>().unwrap(),
-        output: ImagePath::File(image.to_owned()),
         luns: luns.collect(),
-        require_direct: None,
-        audit_percent: 0.0,
+        // An ambush works in a guest while a read waits for it, and a slow machine takes minutes for that.
+        direct_timeout: Duration::from_secs(900),
+        ..BackupOptions::new(uri.parse::<NbdUri>().unwrap(), ImagePath::File(image.to_owned()))
     };
     run_backup(&options, opener)
 }

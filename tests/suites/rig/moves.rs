@@ -1,11 +1,13 @@
 //! Extents that are moved below a frozen image, by `pvmove` and by hand, while the proxy reads them, and others' data where they
-//! were: the mapping is lost, and every byte is right.
+//! were: every byte is right, and what was moved is read directly from where it lies by then, on a disk that it did not lie on at the
+//! freeze.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use proxy_client::report::BackupReport;
 use tests::ambush::{Ambush, Point};
 use tests::guest::{Guest, Process, Rig};
 use tests::needs_guests;
@@ -58,8 +60,7 @@ impl Site {
             "the attack has to bite: {told}"
         );
         assert_image(&self.image, &frozen, &report);
-        assert!(report.bytes_moved > 0 && report.bytes_nbd > 0, "{told}");
-        assert_eq!(report.bytes_direct + report.bytes_nbd, SIZE, "{told}");
+        assert_remapped(&report, &told);
         eprintln!("right: {told}");
         self.end(host);
     }
@@ -68,6 +69,17 @@ impl Site {
         self.guest.run(&format!("kill {}", host.pid));
         assert_eq!(host.wait().status, 0);
     }
+}
+
+/// What was thrown away was read again from its new place, and nothing by the host.
+fn assert_remapped(report: &BackupReport, told: &str) {
+    assert!(report.bytes_moved > 0, "{told}");
+    assert_eq!(report.bytes_remapped_direct, report.bytes_moved, "{told}");
+    assert_eq!(
+        (report.bytes_direct, report.bytes_nbd),
+        (SIZE, 0),
+        "{told}: {report:?}"
+    );
 }
 
 /// Where a device of one linear segment lies on its disk, in bytes.
@@ -119,7 +131,7 @@ fn letting_in(site: &Site, point: Point, wait: usize, script: &'static str) -> A
 }
 
 #[test]
-fn what_moves_below_a_frozen_image_is_never_read_from_its_old_place() {
+fn what_moves_below_a_frozen_image_is_read_from_its_new_place_and_never_from_its_old() {
     needs_guests!("lvm", "mkfs.xfs", "zstd");
     let rig = Rig::new();
     let site = Site::boot(&rig, VOLUMES);
@@ -154,7 +166,7 @@ fn moved_there_and_back(site: &Site) {
     lun.read_exact_at(&mut ours, place).unwrap();
     assert!(foreign != ours, "the attack has to bite");
     assert_image(&site.image, &frozen, &report);
-    assert!(report.bytes_moved > 0, "{report:?}");
+    assert_remapped(&report, "there and back");
     eprintln!("right: there and back: {report:?}");
     site.end(host);
 }
@@ -196,8 +208,7 @@ fn moved_under_writers(site: &Site) {
     assert!(ambush.has_sprung());
     let frozen = sha256_in(guest, "cat /xfs/.vm.img.*.frozen");
     assert_image(&site.image, &frozen, &report);
-    assert!(report.bytes_moved > 0 && report.bytes_nbd > 0, "{report:?}");
-    assert_eq!(report.bytes_direct + report.bytes_nbd, SIZE, "{report:?}");
+    assert_remapped(&report, "under writers");
     eprintln!("right: under writers: {report:?}");
     guest.run(&format!("kill {}", writer.pid));
     site.end(host);

@@ -58,8 +58,37 @@ fn a_frozen_image_is_mounted_read_only(rig: &Rig, guest: &Guest, volume: &Path) 
     assert_ne!(refused.status, 0, "{refused:?}");
     assert_eq!(sha256_of_device(guest, "/dev/nbd0"), whole);
     guest.run("umount /mounted; nbd-client -d /dev/nbd0 >/dev/null 2>&1 </dev/null");
+    let image = rig.path("vol.vbi.zst");
+    proxy_client(&[
+        "backup",
+        host.uri("vol"),
+        "--output",
+        text(&image),
+        "--host-is-this-machine",
+    ]);
     assert!(host.terminate().success());
     eprintln!("right: a frozen image, mounted");
+    its_backup_is_mounted_without_a_restore(guest, &image, &whole, &files);
+}
+
+/// The same bytes and files, read where they lie in the image.
+fn its_backup_is_mounted_without_a_restore(guest: &Guest, image: &Path, whole: &str, files: &str) {
+    let server = Host::serve_images(&[
+        text(image),
+        "--listen",
+        &format!("{}:10811", Rig::ADDRESS),
+        "--insecure-plaintext",
+    ]);
+    guest.run(&format!(
+        "nbd-client {} 10811 /dev/nbd2 -N vol -readonly >/dev/null 2>&1 </dev/null",
+        Rig::ADDRESS
+    ));
+    assert_eq!(sha256_of_device(guest, "/dev/nbd2"), whole);
+    guest.run("mount -o ro,noload /dev/nbd2 /mounted");
+    assert_eq!(sha256_of_files(guest, "/mounted"), files);
+    guest.run("umount /mounted; nbd-client -d /dev/nbd2 >/dev/null 2>&1 </dev/null");
+    assert!(server.terminate().success());
+    eprintln!("right: a backup image, mounted");
 }
 
 /// An origin outside, with its copy area, and the guest's file system on it.

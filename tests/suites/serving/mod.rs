@@ -1,6 +1,7 @@
 //! The life of an agent: how it is started, how it tells that it can serve, whom it serves, and how it ends.
 
 mod activation;
+mod from_a_file;
 mod readiness;
 mod shutdown;
 mod single;

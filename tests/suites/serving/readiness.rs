@@ -70,7 +70,7 @@ fn a_descriptor_that_is_not_there_is_a_usage_error() {
 fn a_service_manager_hears_of_the_beginning_and_of_the_end() {
     let ground = Ground::new();
     let manager = UnixDatagram::bind(ground.path("notify")).unwrap();
-    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let heard = || {
         let mut buffer = [0; 64];
         let count = manager.recv(&mut buffer).unwrap();

@@ -43,15 +43,20 @@ fn a_second_signal_does_not_wait_for_a_client_that_hears_nothing() {
     let _deaf = deaf(&ground.path("s"));
     std::thread::sleep(Duration::from_millis(300));
     let pid = Pid::from_raw(i32::try_from(host.pid()).unwrap());
+    let begun = Instant::now();
     kill(pid, Signal::SIGTERM).unwrap();
     std::thread::sleep(Duration::from_millis(700));
     assert!(
         kill(pid, None).is_ok() && std::path::Path::new(&format!("/proc/{pid}/exe")).exists(),
         "requests in flight have time"
     );
-    let begun = Instant::now();
     assert!(host.terminate().success());
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // They have ten seconds after the first.
+    assert!(
+        begun.elapsed() < Duration::from_millis(9500),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[test]
@@ -62,7 +67,11 @@ fn a_deaf_client_holds_the_end_up_for_no_longer_than_the_deadline() {
     std::thread::sleep(Duration::from_millis(300));
     let begun = Instant::now();
     assert!(host.terminate().success());
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(100),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 /// CVE-2015-0847: signals in the midst of the work.

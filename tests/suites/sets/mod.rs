@@ -1,6 +1,8 @@
 //! Sets: several volumes, one instant, one export each.
 
 mod files;
+mod images;
+mod origins;
 mod requests;
 mod volumes;
 

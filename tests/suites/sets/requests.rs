@@ -36,6 +36,19 @@ fn what_cannot_be_meant_is_a_usage_error() {
         ],
         &["--set", "s", "--filesystem", &at("dir")],
         &["--set", "s", "--filesystem", "/proc"],
+        &["--set", "s", "--set-origin", "nobody", "--files", &at("a.img")],
+        &[
+            "--set",
+            "s",
+            "--set-origin",
+            "o",
+            "o",
+            "--origin",
+            &format!("o={}", at("a.img")),
+            "--copy-area",
+            &at("old"),
+        ],
+        &["--set-origin", "o"],
     ] {
         fails("nbd-export", 2, &[&["serve"], bad].concat());
     }

@@ -147,7 +147,7 @@ fn a_server_takes_nothing_that_comes_behind_starttls_in_the_clear() {
 #[test]
 fn a_client_that_does_not_go_on_with_tls_is_not_waited_for() {
     let pki = Pki::new();
-    let served = Served::tcp(&pki, &["--handshake-timeout", "1"]);
+    let served = Served::tcp(&pki, &["--handshake-timeout", "4"]);
     let mut stream = greeted(&served);
     let mut sent = bytes::BytesMut::new();
     encode_option(OptionCode::STARTTLS, b"", &mut sent);

@@ -87,7 +87,7 @@ async fn the_server_says_goodbye_whatever_it_ends_of() {
 #[tokio::test]
 async fn the_server_says_goodbye_to_handshakes_that_it_gives_up() {
     let pki = Pki::new();
-    let served = Served::tcp(&pki, &["--handshake-timeout", "2"]);
+    let served = Served::tcp(&pki, &["--handshake-timeout", "6"]);
     let mut slow = inside(&served, &pki).await;
     assert_ends_properly(&mut slow, "a handshake that took too long").await;
 

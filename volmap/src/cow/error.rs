@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::limits::FROZEN_IMAGES_MAX;
 use crate::storage::StorageError;
@@ -42,6 +43,21 @@ pub enum CowError {
          storage, check the volume, and serve it anew"
     )]
     SyncFailed(String),
+    /// Another freeze of the origin did not end.
+    #[error(
+        "another freeze of the origin had not come to its end after {} s: its storage, or that of its copy area, is slow, or hangs",
+        .0.as_secs()
+    )]
+    AnotherFreeze(Duration),
+    /// Writes that were under way did not end.
+    #[error(
+        "writes to the origin that were under way had not ended after {} s: its storage is slow, or hangs",
+        .0.as_secs()
+    )]
+    NotStill(Duration),
+    /// The deadline passed, and writers went on.
+    #[error("writers are held for {} s at most, and went on before all was frozen", .0.as_secs())]
+    HeldTooLong(Duration),
     /// The witness was lost while the origin was frozen.
     #[error("the freeze did not hold: {0}")]
     WitnessLost(String),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cow::copy_area::{self, CopyAreaSpec};
 use crate::cow::error::CowError;
@@ -38,6 +39,7 @@ impl Storage {
         let ground = FileGround {
             origin: Arc::clone(&origin),
             copy_area: Arc::clone(&copy_area),
+            unsettled: AtomicBool::new(false),
             layers,
         };
         Ok(Self {
@@ -71,6 +73,9 @@ impl Origin {
 struct FileGround {
     origin: Arc<StorageFile>,
     copy_area: Arc<StorageFile>,
+    /// Somebody had the copy area open, and it has not been settled since. It outlives a freeze that fails: the guard is good by then,
+    /// and says nothing of it any more.
+    unsettled: AtomicBool,
     layers: Arc<Layers>,
 }
 
@@ -89,10 +94,14 @@ impl Ground for FileGround {
         // have to notice it too.
         let origin_was_open = alone && self.origin.renew_guard()?;
         if alone && self.copy_area.renew_guard()? {
+            self.unsettled.store(true, Ordering::SeqCst);
+        }
+        if alone && self.unsettled.load(Ordering::SeqCst) {
             // Old data goes where the map says only if every block stays where it is when it is written to. A clone of the copy
             // area that was made meanwhile (`cp` does) would have it moved.
             settle_again(&self.copy_area, COPY_UNIT)
                 .map_err(at(&self.copy_area.path, "writing it once all over again"))?;
+            self.unsettled.store(false, Ordering::SeqCst);
         }
         let mut graph = StoreGraph::new();
         let copy_area = self.map(&mut graph, &self.copy_area)?;

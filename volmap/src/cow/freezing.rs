@@ -2,19 +2,36 @@
 
 use std::io;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use uuid::Uuid;
+use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 
 use crate::cow::error::CowError;
 use crate::cow::frozen::Frozen;
+use crate::cow::gate::ShutGates;
 use crate::cow::ground::Survey;
-use crate::cow::image::CowImage;
-use crate::cow::living::Living;
 use crate::cow::origin::Origin;
+use crate::cow::together::{HeldOrigins, OneFailed};
 use crate::frozen::{ChangedMap, FrozenImage};
 use crate::limits::{FROZEN_IMAGES_MAX, SYNC_AHEAD_ENOUGH, SYNC_AHEAD_ROUNDS};
 use crate::storage::Standing;
+
+/// One freeze at a time surveys, until there is a frozen image or cannot be one: a gate that is opened at its deadline lets others freeze, and a
+/// guard may be renewed only as long as nobody's frozen image relies on it.
+///
+/// What it keeps is why nothing is known of the time until now, as long as the lineage was not told: for that the gate has to be shut.
+#[derive(Default)]
+pub(super) struct Surveys(Arc<Mutex<Option<&'static str>>>);
+
+/// What the freeze has that surveys.
+pub(super) type Surveying = ArcMutexGuard<RawMutex, Option<&'static str>>;
+
+impl Surveys {
+    /// `None`: another freeze went on until then.
+    pub(super) fn begin(&self, until: Instant) -> Option<Surveying> {
+        self.0.try_lock_arc_until(until)
+    }
+}
 
 impl Origin {
     /// Freezes the volume at this instant, beside the frozen images that there are.
@@ -22,18 +39,33 @@ impl Origin {
     /// Writers wait from the moment that no new write is let in until the map is taken: for writes in flight, an fdatasync of
     /// what was written since the last one ahead of the window, and a FIEMAP (about a microsecond an extent). Seen on a
     /// 1 GiB file: 1–6 ms without writers, 25–85 ms under one that writes 4 KiB at random as fast as it can.
-    /// [`Origin::last_freeze_window`] tells how long it was, and so does the log.
+    /// [`Origin::last_freeze_window`] tells how long it was, and so does the log. After [`CopyOptions::window_max`] they go on, and there
+    /// is no frozen image.
+    ///
+    /// [`CopyOptions::window_max`]: crate::cow::CopyOptions::window_max
     ///
     /// # Errors
-    /// [`CowError::Busy`] with [`FROZEN_IMAGES_MAX`] frozen images, [`CowError::SyncFailed`] once a sync has failed, and what the
-    /// survey and the storage say.
+    /// [`CowError::Busy`] with [`FROZEN_IMAGES_MAX`] frozen images, [`CowError::SyncFailed`] once a sync has failed,
+    /// [`CowError::AnotherFreeze`], [`CowError::NotStill`] and [`CowError::HeldTooLong`] where something hangs, and what the survey and the
+    /// storage say.
     pub fn freeze(self: &Arc<Self>) -> Result<Arc<dyn FrozenImage>, CowError> {
-        let standing = self
-            .living()
-            .images
-            .iter()
-            .filter(|image| !image.is_lost())
-            .count();
+        let freeze = || {
+            let mut held = HeldOrigins::hold(std::slice::from_ref(self), self.options.window_max)?;
+            held.take()?;
+            held.release(SystemTime::now())
+        };
+        let mut images = freeze().map_err(|failed: OneFailed| failed.why)?;
+        Ok(images.swap_remove(0))
+    }
+
+    /// Looks whether it could be frozen, and has most of what is dirty written back while writers go on.
+    ///
+    /// # Errors
+    /// [`CowError::Busy`], [`CowError::SyncFailed`], and what the storage says.
+    pub fn make_ready(&self) -> Result<(), CowError> {
+        let living = self.living();
+        let standing = living.images.iter().filter(|image| !image.is_lost()).count();
+        drop(living);
         if standing >= FROZEN_IMAGES_MAX {
             return Err(CowError::Busy);
         }
@@ -41,35 +73,49 @@ impl Origin {
             return Err(CowError::SyncFailed(reason));
         }
         self.sync_ahead()?;
+        Ok(())
+    }
 
-        let begun = Instant::now();
-        let mut living = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+    /// Makes a frozen image behind its gate, the `nth` of these, which are shut for that, for so long `within`.
+    pub(super) fn take(
+        &self,
+        mut surveying: Surveying,
+        gates: &ShutGates,
+        nth: usize,
+        within: Duration,
+    ) -> Result<(), CowError> {
+        let too_long = || CowError::HeldTooLong(within);
+        self.sync()?;
+        let images = gates.behind(nth, |gate| gate.living.images.clone());
         // What a witness lost is known before it is renewed, to all that it vouched for.
-        living.prune();
-        if living.images.len() >= FROZEN_IMAGES_MAX {
+        let images = images.ok_or_else(too_long)?;
+        let standing = images.iter().filter(|image| image.confirm().is_ok()).count();
+        if standing >= FROZEN_IMAGES_MAX {
             return Err(CowError::Busy);
         }
-        self.sync()?;
-        let survey = self.survey(&mut living)?;
-        let first = self.clock.next();
-        let slots = Arc::clone(&self.slots);
-        let frozen = Arc::new(Frozen::new(survey, self.copy_unit(), slots, first));
-        living.lineage.begin(frozen.description.uuid);
-        living.images.push(Arc::clone(&frozen));
-        drop(living);
-
-        let window = begun.elapsed();
-        *self.last_window.lock().unwrap_or_else(PoisonError::into_inner) = Some(window);
-        tracing::info!(frozen = %frozen.description.uuid, ?window, "frozen");
-        Ok(Arc::new(CowImage {
-            frozen,
-            origin: Arc::clone(self),
-        }))
+        let survey = self.survey(standing == 0, &mut surveying);
+        let frozen = survey.map(|survey| {
+            let slots = Arc::clone(&self.slots);
+            Arc::new(Frozen::new(survey, self.copy_unit(), slots, self.clock.next()))
+        });
+        let made = gates.behind(nth, |gate| {
+            let living = &mut *gate.living;
+            living.prune();
+            if let Some(why) = surveying.take() {
+                living.lineage.break_off(why);
+            }
+            if let Ok(frozen) = &frozen {
+                self.slots.image_begun(frozen.units_with_data());
+                living.lineage.begin(frozen.description.uuid);
+                gate.put(Arc::clone(frozen));
+            }
+        });
+        frozen?;
+        made.ok_or_else(too_long)
     }
 
     /// The survey of a freeze. One that fails may have renewed a guard that somebody had broken, and does not say so.
-    fn survey(&self, living: &mut Living) -> Result<Survey, CowError> {
-        let alone = living.images.is_empty();
+    fn survey(&self, alone: bool, past_unknown: &mut Option<&'static str>) -> Result<Survey, CowError> {
         let surveyed = self.ground.survey(alone).and_then(|survey| {
             if survey.content.size() != self.size() {
                 return Err(CowError::SizeChanged {
@@ -84,8 +130,8 @@ impl Origin {
         });
         match &surveyed {
             Ok(survey) if !survey.origin_was_open => {}
-            Ok(_) => living.lineage.break_off("the origin was opened by somebody else"),
-            Err(_) => living.lineage.break_off("a freeze failed"),
+            Ok(_) => *past_unknown = Some("the origin was opened by somebody else"),
+            Err(_) => *past_unknown = Some("a freeze failed"),
         }
         surveyed
     }
@@ -103,6 +149,10 @@ impl Origin {
         Ok(())
     }
 
+    pub(super) fn note_window(&self, window: Duration) {
+        *self.last_window.lock().unwrap_or_else(PoisonError::into_inner) = Some(window);
+    }
+
     /// How long the last freeze held writers at most.
     pub fn last_freeze_window(&self) -> Option<Duration> {
         *self.last_window.lock().unwrap_or_else(PoisonError::into_inner)
@@ -112,39 +162,19 @@ impl Origin {
     /// then, when no write is in flight, its place here.
     pub(super) fn thaw(&self, frozen: &Frozen) {
         frozen.end("it was thawed");
-        self.gate
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(frozen);
+        self.gate.alone().remove(frozen);
     }
 
-    /// The freezes before that of `frozen` that changes are known since.
-    pub(super) fn lineage_of(&self, frozen: &Frozen) -> Vec<Uuid> {
+    /// Whether what is written since the freeze of `frozen` is remembered.
+    pub(super) fn remembers(&self, frozen: &Frozen) -> bool {
+        self.living().lineage.remembers(frozen.description.uuid)
+    }
+
+    /// What was written between the freeze of `older`, of this origin, and that of `newer`, if all of it is remembered.
+    pub(super) fn changed_since(&self, older: &Frozen, newer: &Frozen) -> Option<ChangedMap> {
         let living = self.living();
-        let uuid = frozen.description.uuid;
-        if living.stands(uuid) {
-            living.lineage.before(uuid)
-        } else {
-            Vec::new()
-        }
-    }
-
-    /// What was written between the freeze of `older` and that of `frozen`.
-    pub(super) fn changed_since(&self, older: Uuid, frozen: &Frozen) -> Option<ChangedMap> {
-        let living = self.living();
-        let uuid = frozen.description.uuid;
-        if living.stands(uuid) {
-            living.lineage.between(older, uuid)
-        } else {
-            None
-        }
-    }
-
-    /// Nobody needs to know any more what changed since the frozen image `uuid`, which was thawed with its lineage kept
-    /// ([`FrozenImage::keep_lineage`]). Tells whether that was known.
-    pub fn forget_lineage(&self, uuid: Uuid) -> bool {
-        let mut living = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        let standing = living.stands(uuid);
-        !standing && living.lineage.forget(uuid)
+        living
+            .lineage
+            .between(older.description.uuid, newer.description.uuid)
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct State {
 /// See the module.
 pub(super) struct Frozen {
     pub(super) description: Description,
-    pub(super) graph: StoreGraph,
+    pub(super) graph: Arc<StoreGraph>,
     pub(super) content: ContentMap,
     origin: Option<StoreId>,
     copy_area: Option<StoreId>,
@@ -60,7 +60,7 @@ impl Frozen {
                 attestation: survey.attestation,
                 frozen_at: SystemTime::now(),
             },
-            graph: survey.graph,
+            graph: Arc::new(survey.graph),
             content: survey.content,
             origin: survey.origin.filter(|_| !opaque),
             copy_area: survey.copy_area.filter(|_| !opaque),
@@ -193,6 +193,19 @@ impl Frozen {
         state.lost.is_none() && !state.moves.contains(unit) && self.has_data(unit)
     }
 
+    /// How many units have to be kept at most.
+    pub(super) fn units_with_data(&self) -> u64 {
+        let (mut count, mut next) = (0, 0);
+        for extent in self.content.extents() {
+            if extent.content == Content::Data {
+                let units = self.unit.touching(extent.range);
+                count += units.end - units.start.max(next);
+                next = units.end;
+            }
+        }
+        count
+    }
+
     fn has_data(&self, unit: Unit) -> bool {
         let bytes = self.unit.bytes_of(unit..unit + 1, self.content.size());
         bytes.is_some_and(|bytes| !self.content.is_zero(bytes))
@@ -215,9 +228,9 @@ impl Frozen {
         }
     }
 
-    /// See [`crate::frozen::FrozenImage::keep_lineage`].
-    pub(super) fn keep_lineage(&self) {
-        self.lineage_kept.store(true, Ordering::SeqCst);
+    /// Whether later frozen images shall know what changed since this one, once it has ended.
+    pub(super) fn keep_lineage(&self, kept: bool) {
+        self.lineage_kept.store(kept, Ordering::SeqCst);
     }
 
     pub(super) fn is_lineage_kept(&self) -> bool {

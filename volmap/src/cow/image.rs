@@ -1,24 +1,38 @@
 //! The frozen image as others see it.
 
+use std::any::Any;
 use std::sync::Arc;
-
-use uuid::Uuid;
+use std::time::SystemTime;
 
 use crate::cow::frozen::Frozen;
 use crate::cow::moves::Source;
 use crate::cow::origin::Origin;
-use crate::frozen::{ChangedMap, CopyAreaUse, Description, FrozenError, FrozenImage, StatusExtent};
+use crate::frozen::{ChangedMap, CopyAreaUse, Description, FrozenError, FrozenImage, NoLineage, Status};
 use crate::map::Content;
 use crate::range::ByteRange;
 use crate::store::StoreGraph;
 
 /// A frozen image of an [`Origin`]. Dropped, it is thawed: nobody is left to read it.
 pub(super) struct CowImage {
-    pub(super) frozen: Arc<Frozen>,
-    pub(super) origin: Arc<Origin>,
+    frozen: Arc<Frozen>,
+    origin: Arc<Origin>,
+    description: Description,
 }
 
 impl CowImage {
+    /// Of the instant `at`.
+    pub(super) fn new(frozen: Arc<Frozen>, origin: Arc<Origin>, at: SystemTime) -> Self {
+        let description = Description {
+            frozen_at: at,
+            ..frozen.description.clone()
+        };
+        Self {
+            frozen,
+            origin,
+            description,
+        }
+    }
+
     /// Fills `buf` with the frozen bytes of `range`, which are data and lie in the copy area: nobody writes there
     /// again while the image stands.
     fn read_copies(&self, range: ByteRange, buf: &mut [u8]) -> Result<(), FrozenError> {
@@ -76,24 +90,28 @@ fn part_of(buf: &mut [u8], range: ByteRange, piece: ByteRange) -> &mut [u8] {
 
 impl FrozenImage for CowImage {
     fn description(&self) -> &Description {
-        &self.frozen.description
+        &self.description
     }
 
     fn size(&self) -> u64 {
         self.frozen.content.size()
     }
 
-    fn graph(&self) -> &StoreGraph {
-        &self.frozen.graph
+    fn graph(&self) -> Arc<StoreGraph> {
+        Arc::clone(&self.frozen.graph)
     }
 
-    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError> {
         let located = self.frozen.locate(range, limit);
-        if self.frozen.confirm()? {
-            Ok(located)
+        let extents = if self.frozen.confirm()? {
+            located
         } else {
-            Ok(self.frozen.locate_nothing(range, limit))
-        }
+            self.frozen.locate_nothing(range, limit)
+        };
+        Ok(Status {
+            graph: self.graph(),
+            extents,
+        })
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
@@ -111,19 +129,34 @@ impl FrozenImage for CowImage {
         Some(self.origin.copy_area_use())
     }
 
-    fn lineage(&self) -> Vec<Uuid> {
-        self.origin.lineage_of(&self.frozen)
+    fn changed_since(&self, older: &dyn FrozenImage) -> Result<ChangedMap, NoLineage> {
+        let older: &dyn Any = older;
+        let older = older
+            .downcast_ref::<Self>()
+            .filter(|older| Arc::ptr_eq(&older.origin, &self.origin))
+            .ok_or(NoLineage::Unrelated)?;
+        self.origin
+            .changed_since(&older.frozen, &self.frozen)
+            .ok_or(NoLineage::Forgotten)
     }
 
-    fn changed_since(&self, older: Uuid) -> Option<ChangedMap> {
-        self.origin.changed_since(older, &self.frozen)
+    /// The origin remembers what was written since; nobody reads it any more, so no old data is kept for it.
+    fn keep_as_parent(&self) -> bool {
+        if !self.can_be_parent() {
+            return false;
+        }
+        self.frozen.keep_lineage(true);
+        self.origin.thaw(&self.frozen);
+        // Nothing was known of the time between the two questions.
+        self.can_be_parent()
     }
 
-    fn keep_lineage(&self) {
-        self.frozen.keep_lineage();
+    fn can_be_parent(&self) -> bool {
+        self.origin.remembers(&self.frozen)
     }
 
     fn thaw(&self) {
+        self.frozen.keep_lineage(false);
         self.origin.thaw(&self.frozen);
     }
 }

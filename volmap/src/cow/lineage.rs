@@ -53,16 +53,15 @@ impl Lineage {
         });
     }
 
-    /// Nobody asks any more what changed since this freeze. Tells whether it was remembered.
-    pub(super) fn forget(&mut self, uuid: Uuid) -> bool {
+    /// Nobody asks any more what changed since this freeze.
+    pub(super) fn forget(&mut self, uuid: Uuid) {
         let Some(nth) = self.nth(uuid) else {
-            return false;
+            return;
         };
         let gone = self.freezes.remove(nth);
         if let Some(before) = nth.checked_sub(1) {
             self.freezes[before].written_since.add(&gone.written_since);
         }
-        true
     }
 
     /// Somebody else may have written to the origin: nothing is known any more of what changed until now.
@@ -80,10 +79,9 @@ impl Lineage {
         self.freezes.iter().position(|freeze| freeze.uuid == uuid)
     }
 
-    /// The freezes before `newer` that changes are known since, oldest first.
-    pub(super) fn before(&self, newer: Uuid) -> Vec<Uuid> {
-        let older = &self.freezes[..self.nth(newer).unwrap_or(0)];
-        older.iter().map(|freeze| freeze.uuid).collect()
+    /// Whether what was written since this freeze is known.
+    pub(super) fn remembers(&self, uuid: Uuid) -> bool {
+        self.nth(uuid).is_some()
     }
 
     /// What was written from one freeze to another, if both are remembered in this order.
@@ -130,19 +128,18 @@ mod tests {
         for (older, newer) in [(2, 1), (2, 2), (0, 4), (1, 5)] {
             assert_eq!(changed(&lineage, older, newer), None, "{older} {newer}");
         }
-        assert_eq!(lineage.before(Uuid::from_u128(3)), [1, 2].map(Uuid::from_u128));
 
-        assert!(lineage.forget(Uuid::from_u128(2)) && !lineage.forget(Uuid::from_u128(2)));
+        lineage.forget(Uuid::from_u128(2));
+        lineage.forget(Uuid::from_u128(2));
         assert_eq!(
             changed(&lineage, 1, 3),
             Some(vec![1, 2]),
             "nothing is lost with it"
         );
-        assert!(lineage.forget(Uuid::from_u128(1)));
+        lineage.forget(Uuid::from_u128(1));
         assert_eq!(changed(&lineage, 3, 4), Some(vec![3]), "and nothing is added");
         lineage.break_off("a test");
         assert_eq!(changed(&lineage, 3, 4), None);
-        assert!(lineage.before(Uuid::from_u128(4)).is_empty());
     }
 
     #[test]

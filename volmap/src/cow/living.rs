@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 use crate::cow::frozen::Frozen;
 use crate::cow::lineage::Lineage;
 use crate::cow::preserve::{CopyError, Trouble};
@@ -21,9 +19,9 @@ impl Living {
         self.images.iter().any(|image| !image.is_lost())
     }
 
-    /// Asks every witness now, and leaves out the images that do not stand.
+    /// Leaves out the images that are known not to stand.
     pub(super) fn prune(&mut self) {
-        self.images.retain(|image| image.confirm().is_ok());
+        self.images.retain(|image| !image.is_lost());
     }
 
     /// Leaves one image out; its lineage stays if that was asked for.
@@ -53,12 +51,5 @@ impl Living {
                 }
             }
         }
-    }
-
-    /// Whether this frozen image stands.
-    pub(super) fn stands(&self, uuid: Uuid) -> bool {
-        self.images
-            .iter()
-            .any(|image| image.description.uuid == uuid && !image.is_lost())
     }
 }

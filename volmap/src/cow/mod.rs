@@ -11,8 +11,11 @@
 //! * While a frozen image lives, no block is given back to the file system.
 //! * Trouble with the copy costs frozen images, or the writer's time where that was asked for, and never the writer's data.
 //! * What is written between two freezes is marked behind the gate, before it is written.
+//! * Origins are frozen together only if all their gates were shut at one time, and a gate is opened by its deadline whatever hangs. What was
+//!   made behind a gate that is opened before the end is ended ahead of the first writer.
+//! * A freeze waits for another one before it holds any writer.
 //!
-//! The order of locks is gate, claims, the state of an image, slots; `preserve` says what each of them keeps.
+//! The order of locks is surveys, gate, claims, the state of an image, slots; `preserve` says what each of them keeps.
 
 mod claims;
 mod copy_area;
@@ -21,6 +24,7 @@ mod error;
 mod file_ground;
 mod freezing;
 mod frozen;
+mod gate;
 mod ground;
 mod holding;
 mod image;
@@ -30,10 +34,11 @@ mod moves;
 mod origin;
 mod preserve;
 mod slots;
+mod together;
 mod unit;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use copy_area::CopyAreaSpec;
 pub use error::CowError;
@@ -42,4 +47,5 @@ pub use ground::{Ground, Survey, Witness};
 pub use holding::OnFull;
 pub use origin::{CopyAreaState, CopyOptions, Origin, OutOfBounds};
 pub use slots::Fullness;
+pub use together::{HeldOrigins, OneFailed};
 pub use unit::CopyUnit;

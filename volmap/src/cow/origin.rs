@@ -1,11 +1,15 @@
 //! The live volume, served read-write: every write passes here, and freezes and thaws wait for it.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use parking_lot::RwLockReadGuard;
 
 use crate::cow::claims::Claims;
 use crate::cow::error::CowError;
+use crate::cow::freezing::Surveys;
+use crate::cow::gate::Gate;
 use crate::cow::ground::Ground;
 use crate::cow::holding::{OnFull, Wait, Waiting};
 use crate::cow::lineage::Lineage;
@@ -15,17 +19,29 @@ use crate::cow::slots::{Fullness, Slots};
 use crate::cow::unit::CopyUnit;
 use crate::frozen::CopyAreaUse;
 use crate::generation::GenerationClock;
-use crate::limits::COPY_AREA_HEADER;
+use crate::limits::{COPY_AREA_HEADER, WINDOW_MAX};
 use crate::range::ByteRange;
 use crate::storage::{Backing, WriteBack};
 
-/// How old data is kept.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// How old data is kept, and frozen images begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CopyOptions {
     /// In what pieces.
     pub unit: CopyUnit,
     /// What is done when there is no room for it.
     pub on_full: OnFull,
+    /// For how long a freeze holds writers at most.
+    pub window_max: Duration,
+}
+
+impl Default for CopyOptions {
+    fn default() -> Self {
+        Self {
+            unit: CopyUnit::default(),
+            on_full: OnFull::default(),
+            window_max: WINDOW_MAX,
+        }
+    }
 }
 
 /// How a copy area is.
@@ -62,13 +78,12 @@ pub struct Origin {
     pub(super) copy_area: Box<dyn Backing>,
     pub(super) ground: Box<dyn Ground>,
     pub(super) clock: Arc<GenerationClock>,
-    options: CopyOptions,
+    pub(super) options: CopyOptions,
     claims: Claims,
     pub(super) slots: Arc<Slots>,
     waiting: Waiting,
-    /// The gate: writers hold it shared from before the first copy until their write has completed, freeze and thaw
-    /// hold it alone. Whoever waits for room waits outside.
-    pub(super) gate: RwLock<Living>,
+    pub(super) gate: Gate,
+    pub(super) surveys: Surveys,
     pub(super) last_window: Mutex<Option<Duration>>,
     pub(super) write_back: WriteBack,
 }
@@ -102,10 +117,11 @@ impl Origin {
             claims: Claims::default(),
             slots: Arc::new(Slots::new(options.unit, count)),
             waiting: Waiting::default(),
-            gate: RwLock::new(Living {
+            gate: Gate::new(Living {
                 images: Vec::new(),
                 lineage: Lineage::new(options.unit, size),
             }),
+            surveys: Surveys::default(),
             last_window: Mutex::new(None),
             write_back: WriteBack::default(),
         }))
@@ -229,7 +245,7 @@ impl Origin {
 
     /// Behind the gate, beside other writers.
     pub(super) fn living(&self) -> RwLockReadGuard<'_, Living> {
-        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+        self.gate.enter()
     }
 
     /// Enters the gate and keeps the old data of `range`. What is returned is held until the write has completed.
@@ -276,8 +292,7 @@ impl Origin {
 
     /// What is used of the copy area.
     pub fn copy_area_use(&self) -> CopyAreaUse {
-        let (used, size) = self.slots.used();
-        CopyAreaUse { used, size }
+        self.slots.fill()
     }
 
     /// How the copy area is. Asked at any time: it waits for no writer and no freeze.

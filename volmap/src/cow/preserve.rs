@@ -77,7 +77,7 @@ impl Keeper<'_> {
         while units.start < units.end {
             let taken = (self.slots)
                 .take(units.end - units.start)
-                .ok_or_else(|| CopyError::Full(self.slots.used().1))?;
+                .ok_or_else(|| CopyError::Full(self.slots.fill().size))?;
             let count = taken.run.end - taken.run.start;
             let piece = kept..kept + len(self.unit.start(count));
             (self.copy_area)

@@ -9,6 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cow::unit::{CopyUnit, Slot};
+use crate::frozen::CopyAreaUse;
 use crate::limits::COPY_AREA_WARNINGS;
 
 /// How near its end a copy area is.
@@ -54,6 +55,10 @@ struct Room {
     free_count: u64,
     /// How many hold each slot: at most one writer and every frozen image.
     holders: Vec<u8>,
+    /// Units that the newest frozen image may need at most, and so all: what an older one needs and it does not, was written before it.
+    needed: u64,
+    /// Of these, how many were kept since its freeze.
+    kept: u64,
     /// Rises when a frozen image has ended.
     ends: u64,
     /// The worst that was told since there was room.
@@ -71,6 +76,8 @@ impl Slots {
                 free: (count > 0).then_some((0, count)).into_iter().collect(),
                 free_count: count,
                 holders: vec![0; len],
+                needed: 0,
+                kept: 0,
                 ends: 0,
                 told: Fullness::Good,
             }),
@@ -82,10 +89,20 @@ impl Slots {
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that hold old data, and bytes that can.
-    pub(super) fn used(&self) -> (u64, u64) {
-        let used = self.count - self.room().free_count;
-        (used * self.unit.bytes(), self.count * self.unit.bytes())
+    /// How full the copy area is.
+    pub(super) fn fill(&self) -> CopyAreaUse {
+        let room = self.room();
+        CopyAreaUse {
+            used: (self.count - room.free_count) * self.unit.bytes(),
+            size: self.count * self.unit.bytes(),
+            growth: room.needed.saturating_sub(room.kept) * self.unit.bytes(),
+        }
+    }
+
+    /// A frozen image begins, of which at most `needed` units will have to be kept.
+    pub(super) fn image_begun(&self, needed: u64) {
+        let mut room = self.room();
+        (room.needed, room.kept) = (needed, 0);
     }
 
     /// How near its end the copy area is.
@@ -102,6 +119,7 @@ impl Slots {
             room.free.insert(taken.end, first + len - taken.end);
         }
         room.free_count -= taken.end - taken.start;
+        room.kept += taken.end - taken.start;
         for slot in taken.clone() {
             room.holders[index(slot)] = 1;
         }
@@ -170,7 +188,7 @@ impl Slots {
     }
 
     fn tell(&self, fullness: Fullness) {
-        let (used, size) = self.used();
+        let CopyAreaUse { used, size, .. } = self.fill();
         match fullness {
             Fullness::Good => {}
             Fullness::Filling => tracing::warn!(used, size, "the copy area is filling: end backups and thaw"),
@@ -187,11 +205,12 @@ impl Slots {
 }
 
 impl Room {
-    fn let_go(&mut self, slot: Slot) {
+    /// Tells whether the slot is free now.
+    fn let_go(&mut self, slot: Slot) -> bool {
         let holders = &mut self.holders[index(slot)];
         *holders = holders.checked_sub(1).expect("who lets go of a slot held it");
         if *holders > 0 {
-            return;
+            return false;
         }
         self.free_count += 1;
         let mut run = (slot, 1);
@@ -204,6 +223,7 @@ impl Room {
             run.1 += len;
         }
         self.free.insert(run.0, run.1);
+        true
     }
 }
 
@@ -221,7 +241,10 @@ impl Drop for Taken<'_> {
     fn drop(&mut self) {
         let mut room = self.slots.room();
         for slot in self.run.clone() {
-            room.let_go(slot);
+            if room.let_go(slot) {
+                // Nothing was kept in it.
+                room.kept = room.kept.saturating_sub(1);
+            }
         }
     }
 }
@@ -255,7 +278,7 @@ mod tests {
         assert_eq!(free(&slots), [(1, 1), (3, 1)]);
         slots.image_ended([0, 2]);
         assert_eq!(free(&slots), [(1, 3)]);
-        assert_eq!(slots.used().0, CopyUnit::default().bytes());
+        assert_eq!(slots.fill().used, CopyUnit::default().bytes());
         slots.image_ended([0]);
         assert_eq!(free(&slots), [(0, 4)]);
     }
@@ -273,6 +296,31 @@ mod tests {
         assert_eq!((a.run.clone(), b.run.clone()), (0..1, 2..3));
         assert!(slots.take(1).is_none());
         assert_eq!(slots.fullness(), Fullness::Full);
+    }
+
+    #[test]
+    fn it_grows_by_what_the_newest_image_still_needs() {
+        let slots = slots(10);
+        let growth = || slots.fill().growth / CopyUnit::default().bytes();
+        let keep = |most| {
+            let taken = slots.take(most).unwrap();
+            for slot in taken.run.clone() {
+                slots.hold(slot);
+            }
+            taken.run.clone()
+        };
+        assert_eq!(growth(), 0);
+        slots.image_begun(6);
+        let first = keep(2);
+        assert_eq!(growth(), 4);
+        // A copy that failed: it will be made again.
+        drop(slots.take(3).unwrap());
+        assert_eq!(growth(), 4);
+        slots.image_begun(5);
+        assert_eq!(growth(), 5);
+        keep(1);
+        slots.image_ended(first);
+        assert_eq!((growth(), slots.fill().used), (4, CopyUnit::default().bytes()));
     }
 
     #[test]

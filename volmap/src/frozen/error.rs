@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::FrozenError;
+use crate::cow::CowError;
 use crate::lvm::LvmError;
 
 /// Why a volume was not frozen. Nothing is left behind then.
@@ -105,6 +106,14 @@ pub enum FreezeError {
     /// The file systems of a set were not frozen, or not to the end.
     #[error("the file systems of the set could not be held still: {0}")]
     NotStill(String),
+    /// An origin of a set.
+    #[error("the origin {path} cannot be frozen")]
+    Origin {
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        source: CowError,
+    },
     /// The volume's flags or map cannot be read.
     #[error("{path} cannot be mapped: {source}")]
     Map {
@@ -135,6 +144,14 @@ pub enum FreezeError {
         free: u64,
         /// Bytes that the snapshot was to have.
         wanted: u64,
+    },
+    /// A thin pool that is nearly full, or in trouble.
+    #[error("{path} cannot be frozen by lvm-thin: {why}")]
+    Pool {
+        /// The volume.
+        path: PathBuf,
+        /// What is the matter, and what can be done about it.
+        why: String,
     },
     /// Somebody came in between.
     #[error("the freeze did not hold: {0}")]

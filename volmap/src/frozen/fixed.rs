@@ -4,13 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::libc;
 use uuid::Uuid;
 
 use super::hold::{DeviceHold, Hold};
-use super::pinned::{Frozen, PinnedImage};
+use super::pinned::{Frozen, PinnedImage, Survey, SurveyAgain};
 use super::still_file::{Immutability, StillFile};
 use super::{Attestation, Description, FreezeError, FrozenError, Stability, Strength};
 use crate::generation::GenerationClock;
@@ -110,31 +111,34 @@ impl StillDevice<'_> {
     ///
     /// # Errors
     /// Those of mapping.
-    pub(crate) fn freeze(self, layers: &Layers, clock: &GenerationClock) -> Result<PinnedImage, FreezeError> {
-        let mut graph = StoreGraph::new();
-        let mapping = layers
-            .map(&mut graph, self.hold.file(), self.path)
-            .map_err(|source| FreezeError::Map {
-                path: self.path.to_owned(),
-                source,
-            })?;
+    pub(crate) fn freeze(
+        self,
+        layers: &Arc<Layers>,
+        clock: &Arc<GenerationClock>,
+    ) -> Result<PinnedImage, FreezeError> {
+        let (layers, path) = (Arc::clone(layers), self.path.to_owned());
+        let survey_again: SurveyAgain = Box::new(move |file| {
+            let mut graph = StoreGraph::new();
+            let mapping = layers.map(&mut graph, file, &path)?;
+            Ok(Survey::of(graph, mapping))
+        });
+        let survey = survey_again(self.hold.file()).map_err(|source| FreezeError::Map {
+            path: self.path.to_owned(),
+            source,
+        })?;
         let description = Description {
             uuid: self.uuid,
             method: METHOD,
             strength: STRENGTH,
-            stability: if graph.reaches_disk() {
-                Stability::Pinned
-            } else {
-                Stability::Opaque
-            },
+            stability: Stability::Pinned.on(&survey.graph),
             attestation: Attestation::Unattested,
             frozen_at: self.frozen_at,
         };
         let frozen = Frozen {
             description,
             hold: Box::new(self.hold),
-            graph,
-            mapping,
+            survey,
+            survey_again,
         };
         Ok(PinnedImage::new(frozen, clock)?)
     }

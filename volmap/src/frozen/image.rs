@@ -1,12 +1,14 @@
 //! The trait of frozen images and the words they describe themselves with.
 
+use std::any::Any;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
-use crate::frozen::changed::ChangedMap;
+use crate::frozen::changed::{ChangedMap, NoLineage};
+use crate::frozen::free_space::{FreeSpace, NoFreeSpace};
 use crate::generation::Generation;
 use crate::map::{Content, Extent};
 use crate::range::ByteRange;
@@ -23,11 +25,20 @@ pub enum Stability {
     Opaque,
 }
 
+impl Stability {
+    /// This, where any place in `graph` is on a disk.
+    pub(super) fn on(self, graph: &StoreGraph) -> Self {
+        if graph.reaches_disk() { self } else { Self::Opaque }
+    }
+}
+
 /// What the bytes of a frozen image are good for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Strength {
     /// As if power had failed at the instant of the freeze.
     CrashConsistent,
+    /// The file system on it was frozen for it: it had written out all that it held, and nothing of it was half done.
+    FileSystem,
     /// No writer was there at the freeze, so nothing was half done in the kernel.
     Quiesced,
     /// The application had brought its data into order for it.
@@ -60,7 +71,16 @@ pub struct Description {
     pub frozen_at: SystemTime,
 }
 
-/// A piece of an answer of [`FrozenImage::status`].
+/// An answer of [`FrozenImage::status`]: all of it from one state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// The stores that the places lie in.
+    pub graph: Arc<StoreGraph>,
+    /// In order and without gaps from the start of the range on.
+    pub extents: Vec<StatusExtent>,
+}
+
+/// A piece of a [`Status`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StatusExtent {
     /// The bytes of the volume.
@@ -124,6 +144,8 @@ pub struct CopyAreaUse {
     pub used: u64,
     /// Bytes that can hold old data.
     pub size: u64,
+    /// Bytes of old data that writers can add at most, until there is another freeze.
+    pub growth: u64,
 }
 
 /// Why a frozen image gave no answer.
@@ -138,22 +160,23 @@ pub enum FrozenError {
 }
 
 /// A point-in-time view of a volume.
-pub trait FrozenImage: Send + Sync {
+pub trait FrozenImage: Any + Send + Sync {
     /// What it says of itself.
     fn description(&self) -> &Description;
 
     /// Size in bytes.
     fn size(&self) -> u64;
 
-    /// Every store that a location can lie in, now or after a move.
-    fn graph(&self) -> &StoreGraph;
+    /// The stores that its bytes lie in now, as far as is known; others, once they were moved below it. Places of an answer lie in
+    /// the graph that came with it. Waits for no device: it is asked where waiting would hold up others.
+    fn graph(&self) -> Arc<StoreGraph>;
 
     /// The content, generation and places of `range`, in order and without gaps from its start: all of it, or
     /// the first `limit` (at least 1) extents of it. `range` lies within the size.
     ///
     /// # Errors
     /// [`FrozenError::Gone`].
-    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError>;
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError>;
 
     /// What `range` held at the freeze, in order and without gaps from its start: all of it, or the first `limit` (at least 1)
     /// extents of it. Cheaper than [`status`](Self::status) where no location is wanted: content does not move. Whether the
@@ -162,7 +185,7 @@ pub trait FrozenImage: Send + Sync {
     /// # Errors
     /// [`FrozenError::Gone`].
     fn content(&self, range: ByteRange, limit: usize) -> Result<Vec<Extent>, FrozenError> {
-        let extents = self.status(range, limit)?.into_iter();
+        let extents = self.status(range, limit)?.extents.into_iter();
         Ok(extents
             .map(|StatusExtent { range, content, .. }| Extent { range, content })
             .collect())
@@ -213,20 +236,41 @@ pub trait FrozenImage: Send + Sync {
         None
     }
 
-    /// The older frozen images of the same volume that [`changed_since`](Self::changed_since) knows, oldest first.
-    fn lineage(&self) -> Vec<Uuid> {
-        Vec::new()
+    /// What nobody has of the file system that it holds, by the file system's own records in the frozen bytes. It may take long.
+    ///
+    /// # Errors
+    /// [`NoFreeSpace`].
+    fn free_space(&self) -> Result<FreeSpace, NoFreeSpace> {
+        Err(NoFreeSpace::NotTold(self.description().method))
     }
 
-    /// What changed between the freeze of an `older` frozen image, alive or thawed, and the freeze of this one. What was written after
-    /// this freeze is not in it. `None` where that is not known for certain: then everything counts as changed.
-    fn changed_since(&self, older: Uuid) -> Option<ChangedMap> {
-        let _ = older;
+    /// Bytes that are zeroes here because nobody has them, whatever lies there; `None` where nothing was left out.
+    fn left_out(&self) -> Option<u64> {
         None
     }
 
-    /// Asks that later frozen images know what changed since this one, after its thaw too. Without this they do as long as it lives.
-    fn keep_lineage(&self) {}
+    /// What changed between the freeze of `older`, an earlier frozen image of the same volume, and the freeze of this one; what was written
+    /// after this freeze may be in it, too. Two contents are compared that stay as they are, so the answer is true for good, also when
+    /// either image is gone. It may take long.
+    ///
+    /// # Errors
+    /// [`NoLineage`]: then everything counts as changed.
+    fn changed_since(&self, older: &dyn FrozenImage) -> Result<ChangedMap, NoLineage> {
+        let _ = older;
+        Err(NoLineage::NotTold(self.description().method))
+    }
+
+    /// From now on it is there for [`changed_since`](Self::changed_since) of later frozen images only, until it is thawed: what they have no
+    /// use for is given back, and it need not answer anything else any more. `false`: no later one has a use for it, and it is to be thawed.
+    fn keep_as_parent(&self) -> bool {
+        self.can_be_parent()
+    }
+
+    /// Whether a later frozen image can be told what changed since this one, as far as is known now. Nothing is done. It may wait for a
+    /// device.
+    fn can_be_parent(&self) -> bool {
+        false
+    }
 
     /// Ends the frozen image and gives back what it holds. Every later call says [`FrozenError::Gone`].
     fn thaw(&self);

@@ -13,23 +13,32 @@ mod changed;
 pub(crate) mod clone_name;
 mod error;
 pub(crate) mod fixed;
+mod free_space;
+mod graph_cell;
 mod hold;
 mod image;
 mod immutable;
 pub(crate) mod lease_table;
+pub(crate) mod left_snapshot;
+mod loss;
 pub(crate) mod lvm_snapshot;
 pub(crate) mod lvm_thin;
-mod new_snapshot;
+pub(crate) mod new_snapshot;
 mod pieces;
 mod pinned;
 pub(crate) mod quiesce;
 pub(crate) mod reflink;
+mod same_places;
 pub(crate) mod still_file;
+mod without_free_space;
 
-pub use changed::ChangedMap;
+pub use changed::{ChangedMap, NoLineage};
 pub use clone_name::leftover_clones;
 pub use error::FreezeError;
+pub use free_space::{FreeSpace, NoFreeSpace};
 pub use image::{
-    Attestation, CopyAreaUse, Description, FrozenError, FrozenImage, Stability, StatusExtent, Strength,
+    Attestation, CopyAreaUse, Description, FrozenError, FrozenImage, Stability, Status, StatusExtent,
+    Strength,
 };
 pub use lvm_snapshot::SnapshotSize;
+pub use without_free_space::without_free_space;

@@ -1,46 +1,58 @@
-//! The frozen image of a file or device that stays where it is: what `reflink`, `quiesce` and `static` have in common.
+//! The frozen image of a file or device whose bytes lie still: what `reflink`, `quiesce` and `static` have in common.
+//!
+//! Its own extents stay where they are for as long as the hold stands. What lies below may be moved (pvmove, a balance): then there
+//! is another map, under another generation (laws H2 and H3), as soon as one can be made that nothing has happened to since it was
+//! begun. Until then nothing has a location, and all is read over NBD.
+
+mod lineage;
+mod placement;
+mod survey;
+mod tries;
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, OnceLock};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
 
 use super::hold::Hold;
-use super::pieces::{Piece, pieces};
-use super::{Description, FrozenError, FrozenImage, Stability, StatusExtent};
+use super::loss::Loss;
+use super::{ChangedMap, Description, FrozenError, FrozenImage, NoLineage, Stability, Status};
 use crate::generation::{Generation, GenerationClock};
-use crate::layers::{LayerWitness, Mapping, VolumeKind};
-use crate::map::{Content, Extent};
+use crate::layers::VolumeKind;
+use crate::map::Extent;
 use crate::range::ByteRange;
 use crate::storage::read_direct;
-use crate::store::{Place, StoreGraph, StoreId};
+use crate::store::StoreGraph;
 use crate::sys::page_cache;
+use placement::{Placement, Standing};
+use tries::{Outcome, Tries};
+
+pub(super) use survey::{Survey, SurveyAgain};
 
 /// What a provider made, before it becomes a frozen image. Its hold ends with the image.
 pub(super) struct Frozen {
     pub(super) description: Description,
     pub(super) hold: Box<dyn Hold>,
-    pub(super) graph: StoreGraph,
-    pub(super) mapping: Mapping,
+    pub(super) survey: Survey,
+    pub(super) survey_again: SurveyAgain,
 }
 
-/// A frozen image whose bytes lie still.
-pub(crate) struct PinnedImage {
+/// A frozen image whose bytes lie still. Dropped, it is thawed.
+pub(crate) struct PinnedImage(Arc<Inner>);
+
+/// What a thread that maps anew has to do with, too.
+struct Inner {
     description: Description,
     hold: Box<dyn Hold>,
-    graph: StoreGraph,
-    top: StoreId,
     size: u64,
     kind: VolumeKind,
-    /// Sorted, total.
-    pieces: Vec<Piece>,
-    /// [`Generation::NEVER_DIRECT`] for an opaque image.
-    generation: Generation,
-    layers: LayerWitness,
-    /// Why the content is lost (law H6).
-    gone: OnceLock<String>,
-    /// Why the mapping is lost (law H2).
-    mapping_lost: OnceLock<String>,
+    placement: RwLock<Arc<Placement>>,
+    tries: Tries,
+    survey_again: SurveyAgain,
+    clock: Arc<GenerationClock>,
+    loss: Loss,
 }
 
 impl PinnedImage {
@@ -48,75 +60,154 @@ impl PinnedImage {
     ///
     /// # Errors
     /// [`FrozenError::Gone`]: the hold slipped already.
-    pub(super) fn new(frozen: Frozen, clock: &GenerationClock) -> Result<Self, FrozenError> {
+    pub(super) fn new(frozen: Frozen, clock: &Arc<GenerationClock>) -> Result<Self, FrozenError> {
         let Frozen {
             description,
             hold,
-            graph,
-            mapping,
+            survey,
+            survey_again,
         } = frozen;
-        let direct = description.stability == Stability::Pinned;
-        let image = Self {
-            pieces: pieces(&graph, mapping.top, &mapping.content, direct),
+        let generation = if description.stability == Stability::Pinned {
+            clock.next()
+        } else {
+            Generation::NEVER_DIRECT
+        };
+        let inner = Arc::new(Inner {
+            loss: Loss::none_of(description.uuid),
             description,
             hold,
-            graph,
-            top: mapping.top,
-            size: mapping.size,
-            kind: mapping.kind,
-            generation: if direct {
-                clock.next()
-            } else {
-                Generation::NEVER_DIRECT
-            },
-            layers: mapping.witness,
-            gone: OnceLock::new(),
-            mapping_lost: OnceLock::new(),
-        };
-        image.check_content()?;
-        image.check_mapping();
-        Ok(image)
+            size: survey.size,
+            kind: survey.kind,
+            placement: RwLock::new(Arc::new(Placement::first(survey, generation))),
+            tries: Tries::new(),
+            survey_again,
+            clock: Arc::clone(clock),
+        });
+        inner.check_content()?;
+        inner.check_mapping();
+        Ok(Self(inner))
+    }
+}
+
+impl Drop for PinnedImage {
+    fn drop(&mut self) {
+        self.thaw();
+    }
+}
+
+impl Inner {
+    // A placement is put there whole, so what a panic left under this lock is good.
+    fn placement(&self) -> Arc<Placement> {
+        Arc::clone(&self.placement.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn check_content(&self) -> Result<(), FrozenError> {
-        if self.gone.get().is_none()
-            && let Err(reason) = self.hold.check_content()
-        {
-            self.gone.get_or_init(|| {
-                tracing::warn!(frozen = %self.description.uuid, %reason, "a frozen image is gone");
-                reason
-            });
+        let mut slipped = false;
+        let look = || Ok(self.hold.check_content().inspect_err(|_| slipped = true));
+        let sampled = self.loss.sample(look);
+        // Gone first: whoever reads meanwhile sees it before anybody can write.
+        if slipped {
             self.hold.let_openers_in();
         }
-        match self.gone.get() {
-            Some(reason) => Err(FrozenError::Gone(reason.clone())),
-            None => Ok(()),
+        sampled
+    }
+
+    /// The map and the generation that stand now.
+    fn check_mapping(self: &Arc<Self>) -> (Arc<Placement>, Generation) {
+        let placement = self.placement();
+        match placement.check(&*self.hold) {
+            Standing::Good(generation) => return (placement, generation),
+            Standing::Slipped(reason) => {
+                self.tell(Outcome::Never(reason.to_owned()));
+                return (placement, Generation::NEVER_DIRECT);
+            }
+            Standing::Moved(reason) => {
+                tracing::warn!(frozen = %self.description.uuid, reason, "a mapping is lost: over NBD until there is another");
+                // Told of at once: whoever finds it out may be in a hurry, and whoever asks next waits.
+                self.map_again();
+                return (placement, Generation::NEVER_DIRECT);
+            }
+            Standing::Lost => {
+                self.map_again();
+                self.tries.wait();
+            }
+        }
+        let placement = self.placement();
+        match placement.check(&*self.hold) {
+            Standing::Good(generation) => (placement, generation),
+            Standing::Slipped(reason) => {
+                self.tell(Outcome::Never(reason.to_owned()));
+                (placement, Generation::NEVER_DIRECT)
+            }
+            // Whoever asks next has it mapped again.
+            Standing::Moved(_) | Standing::Lost => (placement, Generation::NEVER_DIRECT),
         }
     }
 
-    /// The generation that stands now.
-    fn check_mapping(&self) -> Generation {
-        if self.mapping_lost.get().is_none()
-            && self.generation.is_direct()
-            && let Err(reason) = self.hold.check_mapping().and_then(|()| self.layers.check())
-        {
-            self.mapping_lost.get_or_init(|| {
-                tracing::warn!(frozen = %self.description.uuid, %reason, "a mapping is lost: from now on over NBD");
-                reason
+    /// Has the volume mapped again, unless somebody does already, or did a moment ago. On a thread of its own, because a device that is
+    /// being moved may make it wait.
+    fn map_again(self: &Arc<Self>) {
+        if !self.tries.begin() {
+            return;
+        }
+        let inner = Arc::clone(self);
+        let spawned = thread::Builder::new()
+            .name("map again".to_owned())
+            .spawn(move || {
+                let tried = catch_unwind(AssertUnwindSafe(|| inner.try_again()));
+                let failed = |_| Outcome::NotYet("a bug of ours".to_owned(), None);
+                inner.tell(tried.unwrap_or_else(failed));
             });
-        }
-        match self.mapping_lost.get() {
-            Some(_) => Generation::NEVER_DIRECT,
-            None => self.generation,
+        if let Err(error) = spawned {
+            self.tries.end(Outcome::NotYet(error.to_string(), None));
         }
     }
 
-    /// The pieces of `range`, clipped to it.
-    fn pieces_of(&self, range: ByteRange) -> impl Iterator<Item = (ByteRange, &Piece)> {
-        let first = self.pieces.partition_point(|p| p.range.end() <= range.start());
-        self.pieces[first..]
-            .iter()
-            .map_while(move |piece| Some((piece.range.intersection(range)?, piece)))
+    fn tell(&self, outcome: Outcome) {
+        let frozen = self.description.uuid;
+        match &outcome {
+            Outcome::Mapped => tracing::info!(%frozen, "mapped again"),
+            Outcome::NotYet(reason, _) => tracing::info!(%frozen, reason, "cannot be mapped again yet"),
+            Outcome::Never(reason) => {
+                tracing::warn!(%frozen, reason, "not mapped again: from now on over NBD")
+            }
+        }
+        self.tries.end(outcome);
+    }
+
+    fn try_again(&self) -> Outcome {
+        // What holds its own extents where they are has to stand, or no map is worth anything.
+        if let Err(reason) = self.hold.check_mapping() {
+            return Outcome::Never(reason);
+        }
+        if self.check_content().is_err() {
+            return Outcome::Never("its content is lost".to_owned());
+        }
+        let survey = match (self.survey_again)(self.hold.file()) {
+            Ok(survey) => survey,
+            Err(error) => return Outcome::NotYet(error.to_string(), None),
+        };
+        if (survey.size, survey.kind) != (self.size, self.kind) {
+            return Outcome::Never("it is not the volume that it was".to_owned());
+        }
+        let pieces = self.placement().pieces_on(&survey);
+        if !pieces.are_located() {
+            let (reason, witness) = (survey.why_opaque(), survey.witness);
+            return Outcome::NotYet(reason, Some(Arc::new(move || witness.check().is_err())));
+        }
+        let later = Placement::new(survey.graph, pieces, self.clock.next(), survey.witness);
+        // Whatever happened while it was made is seen by now, and costs this map; what happens from here on is seen by whoever asks.
+        match later.check(&*self.hold) {
+            Standing::Good(_) => {}
+            Standing::Slipped(reason) => return Outcome::Never(reason.to_owned()),
+            Standing::Moved(reason) => {
+                let happened = reason.to_owned();
+                return Outcome::NotYet(happened, Some(Arc::new(|| true)));
+            }
+            Standing::Lost => return Outcome::NotYet("it was lost at once".to_owned(), None),
+        }
+        *self.placement.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(later);
+        Outcome::Mapped
     }
 
     fn copy(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -130,65 +221,45 @@ impl PinnedImage {
 
 impl FrozenImage for PinnedImage {
     fn description(&self) -> &Description {
-        &self.description
+        &self.0.description
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.0.size
     }
 
-    fn graph(&self) -> &StoreGraph {
-        &self.graph
+    fn graph(&self) -> Arc<StoreGraph> {
+        Arc::clone(self.0.placement().graph())
     }
 
-    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError> {
         // Both witnesses are sampled now, after the request came in (law H4).
-        let generation = self.check_mapping();
-        self.check_content()?;
-        let answer = self.pieces_of(range).map(|(clipped, piece)| {
-            let place = (piece.located && generation.is_direct()).then_some(Place {
-                store: self.top,
-                offset: clipped.start(),
-            });
-            let zero = piece.content != Content::Data;
-            StatusExtent {
-                range: clipped,
-                content: piece.content,
-                generation: if place.is_some() || zero {
-                    generation
-                } else {
-                    Generation::NEVER_DIRECT
-                },
-                place,
-            }
-        });
-        Ok(answer.take(limit.max(1)).collect())
+        let (placement, generation) = self.0.check_mapping();
+        self.0.check_content()?;
+        Ok(placement.status(range, generation, limit))
     }
 
     fn content(&self, range: ByteRange, limit: usize) -> Result<Vec<Extent>, FrozenError> {
-        let answer = self.pieces_of(range).map(|(range, piece)| Extent {
-            range,
-            content: piece.content,
-        });
-        Ok(answer.take(limit.max(1)).collect())
+        Ok(self.0.placement().content(range, limit))
     }
 
+    /// While a new map is made, whoever asks waits for it a moment.
     fn answers_at_once(&self) -> bool {
-        true
+        !self.0.placement().is_lost() || self.0.tries.are_over()
     }
 
     fn stands(&self) -> Result<(), FrozenError> {
-        self.check_content()
+        self.0.check_content()
     }
 
     /// The page cache of a block device is not read, see `copy`.
     fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool, FrozenError> {
-        if self.kind == VolumeKind::BlockDevice {
+        if self.0.kind == VolumeKind::BlockDevice {
             return Ok(false);
         }
         let mut got = 0;
         while got < buf.len() {
-            match page_cache::read_cached(self.hold.file(), &mut buf[got..], offset + got as u64) {
+            match page_cache::read_cached(self.0.hold.file(), &mut buf[got..], offset + got as u64) {
                 Ok(0) => return Ok(false),
                 Ok(count) => got += count,
                 // Whoever reads it with patience finds out what is wrong.
@@ -199,26 +270,35 @@ impl FrozenImage for PinnedImage {
     }
 
     fn immutable_file(&self, range: ByteRange) -> Result<Option<Arc<File>>, FrozenError> {
-        if !self.hold.is_for_ever() || self.kind == VolumeKind::BlockDevice {
+        if !self.0.hold.is_for_ever() || self.0.kind == VolumeKind::BlockDevice {
             return Ok(None);
         }
-        let file = self.hold.file();
+        let file = self.0.hold.file();
         let cached = page_cache::is_cached(file, range.start(), range.len()).unwrap_or(false);
         Ok(cached.then(|| Arc::clone(file)))
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), FrozenError> {
-        self.check_content()?;
-        let copied = self.copy(offset, buf);
+        self.0.check_content()?;
+        let copied = self.0.copy(offset, buf);
         // What was copied counts only if the content still stood afterwards (law H5); a lost content explains an error better, too.
-        self.check_content()?;
+        self.0.check_content()?;
         Ok(copied?)
+    }
+
+    fn changed_since(&self, older: &dyn FrozenImage) -> Result<ChangedMap, NoLineage> {
+        self.changes_since(older)
+    }
+
+    /// The clone holds on to what it shares with later ones.
+    fn can_be_parent(&self) -> bool {
+        self.is_comparable()
     }
 
     fn thaw(&self) {
         // Gone first: whoever reads meanwhile sees it before anybody can write.
-        self.gone.get_or_init(|| "it was thawed".to_owned());
-        self.hold.end();
+        self.0.loss.thaw();
+        self.0.hold.end();
     }
 }
 

@@ -18,6 +18,7 @@ use super::{FreezeError, Strength};
 use crate::generation::GenerationClock;
 use crate::layers::Layers;
 use crate::leftovers::{Ledger, Leftover, LeftoverKind, Note};
+use crate::processes;
 use crate::sys::{clone, inode_flags};
 
 /// Name of the provider.
@@ -167,8 +168,8 @@ impl FileClone {
     /// Those of leases and of mapping.
     pub(crate) fn freeze(
         mut self,
-        layers: &Layers,
-        clock: &GenerationClock,
+        layers: &Arc<Layers>,
+        clock: &Arc<GenerationClock>,
     ) -> Result<PinnedImage, FreezeError> {
         let clone_path = self.new.path.clone();
         let failed = |error: io::Error| FreezeError::Clone {
@@ -177,9 +178,12 @@ impl FileClone {
         };
         // By the descriptor, not by the name: this is our file, whatever has the name now.
         let reader = File::open(format!("/proc/self/fd/{}", self.new.open.as_raw_fd())).map_err(failed)?;
-        // A lease is refused as long as a writable descriptor is open, so this closes ours.
-        self.new.open = reader.try_clone().map_err(failed)?;
-        let mut hold = still_file::hold(reader, &clone_path, false)?;
+        let read_only = reader.try_clone().map_err(failed)?;
+        let mut hold = processes::while_none_begins(|| {
+            // A lease is refused as long as a writable descriptor is open, so this closes ours.
+            self.new.open = read_only;
+            still_file::hold(reader, &clone_path, false)
+        })?;
         self.new.kept = true;
         hold.owns_clone(clone_path.clone(), self.made_immutable, self.new.note.take());
         StillFile {

@@ -3,14 +3,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
 use super::hold::{FileHold, Hold};
-use super::pinned::{Frozen, PinnedImage};
+use super::pinned::{Frozen, PinnedImage, Survey, SurveyAgain};
 use super::{Attestation, Description, FreezeError, FrozenError, Stability, Strength};
 use crate::generation::GenerationClock;
 use crate::layers::{Layers, VolumeKind};
@@ -119,8 +119,8 @@ impl<'a> StillFile<'a> {
     /// Pins the file, maps it, and makes the frozen image of it. The hold is ended where that fails.
     pub(crate) fn freeze(
         mut self,
-        layers: &Layers,
-        clock: &GenerationClock,
+        layers: &Arc<Layers>,
+        clock: &Arc<GenerationClock>,
     ) -> Result<PinnedImage, FreezeError> {
         let not_mapped = |source| FreezeError::Map {
             path: self.path.to_owned(),
@@ -136,6 +136,7 @@ impl<'a> StillFile<'a> {
         let mut mapping = layers
             .map_still(&mut graph, self.hold.file(), self.path)
             .map_err(not_mapped)?;
+        let is_pinned = refusal.is_none();
         if let Some(refusal) = refusal
             && graph.reaches_disk()
             && !mapping.notices_moves
@@ -152,11 +153,7 @@ impl<'a> StillFile<'a> {
             uuid: self.uuid,
             method: self.method,
             strength: self.strength,
-            stability: if graph.reaches_disk() {
-                Stability::Pinned
-            } else {
-                Stability::Opaque
-            },
+            stability: Stability::Pinned.on(&graph),
             attestation: if self.hold.is_leased() {
                 Attestation::Witnessed
             } else {
@@ -167,8 +164,8 @@ impl<'a> StillFile<'a> {
         let frozen = Frozen {
             description,
             hold: Box::new(self.hold),
-            graph,
-            mapping,
+            survey: Survey::of(graph, mapping),
+            survey_again: survey_again(Arc::clone(layers), self.path.to_owned(), is_pinned),
         };
         Ok(PinnedImage::new(frozen, clock)?)
     }
@@ -200,6 +197,21 @@ impl<'a> StillFile<'a> {
         let leftover = Leftover::at(LeftoverKind::Immutable(inode), directory, name, self.uuid)?;
         ledger.note(&leftover).map(Some)
     }
+}
+
+/// Looks again where a held file lies, once it was moved below.
+fn survey_again(layers: Arc<Layers>, path: PathBuf, is_pinned: bool) -> SurveyAgain {
+    Box::new(move |file| {
+        let mut graph = StoreGraph::new();
+        let mapping = layers.map_still(&mut graph, file, &path)?;
+        if is_pinned || mapping.notices_moves {
+            Ok(Survey::of(graph, mapping))
+        } else {
+            Err(io::Error::other(
+                "nothing notices any more where its file system moves it",
+            ))
+        }
+    })
 }
 
 /// Holds a file opened read-only by a lease; without one only where the operator vouches.

@@ -35,7 +35,7 @@ pub(super) fn of_disk(
         own.ok_or_else(|| format!("{node} is an NVMe namespace without NGUID, EUI-64 and UUID; {declare}"))
     } else {
         let serial = sysfs.attribute(disk, "serial")?;
-        let serial = serial.and_then(|serial| Identity::new("serial", &serial).ok());
+        let serial = serial.and_then(|serial| from_serial(&serial));
         serial.ok_or_else(|| format!("{node} has no identity of its own; {declare}"))
     };
     let Ok(identity) = identity else {
@@ -106,6 +106,27 @@ fn from_wwid(text: &str, kinds: &[&str]) -> Option<Identity> {
     Identity::new(kind, &value).ok().filter(|_| kinds.contains(&kind))
 }
 
+/// What drivers and makers write where they know nothing: as many disks have it as there are.
+const NO_NAMES: [&str; 7] = [
+    "(null)",
+    "null",
+    "none",
+    "unknown",
+    "n/a",
+    "default string",
+    "to be filled by o.e.m.",
+];
+
+/// A serial number that tells one disk from others: not a word for none, nor nothing but noughts and dashes.
+fn from_serial(text: &str) -> Option<Identity> {
+    let serial = text.trim();
+    let tells = serial.chars().any(|c| c.is_alphanumeric() && c != '0');
+    let is_word_for_none = NO_NAMES.iter().any(|none| serial.eq_ignore_ascii_case(none));
+    Identity::new("serial", serial)
+        .ok()
+        .filter(|_| tells && !is_word_for_none)
+}
+
 /// Another disk that has the same name and cannot be the same disk. One of the same size may be another path to it.
 fn twin(sysfs: &Sysfs, disk: DeviceNumber) -> io::Result<Option<DeviceNumber>> {
     let names = |device| -> io::Result<Vec<Option<String>>> {
@@ -161,5 +182,28 @@ mod tests {
         );
         assert_eq!(text("nvme.1af4-7365-51-00000001"), None);
         assert_eq!(text("0QEMU"), None);
+    }
+
+    #[test]
+    fn what_stands_for_no_serial_number_is_none() {
+        for none in [
+            "",
+            "  ",
+            "(null)",
+            "0000000000",
+            "----",
+            "None",
+            "UNKNOWN",
+            "Default string",
+        ] {
+            assert_eq!(from_serial(none), None, "{none}");
+        }
+        for (serial, told) in [
+            ("lun0", "serial:lun0"),
+            (" BTPY652506Q21P9N ", "serial:BTPY652506Q21P9N"),
+            ("00a0", "serial:00a0"),
+        ] {
+            assert_eq!(from_serial(serial).unwrap().as_str(), told);
+        }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{Whence, lseek};
 
-use crate::map::{Content, ContentMap, Extent};
+use crate::map::{Content, ContentMap, Extent, Runs};
 use crate::range::ByteRange;
 use crate::sys::fiemap::{self, ExtentFlags, RawExtent};
 
@@ -25,10 +26,10 @@ pub(crate) struct Located {
 
 /// What a file holds, and where as far as that may be told.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct FileExtents {
+pub(crate) struct FileExtents<P = Located> {
     pub(crate) content: ContentMap,
     /// Sorted; data outside of these has no location.
-    pub(crate) located: Vec<Located>,
+    pub(crate) located: Vec<P>,
 }
 
 /// What to do with an extent (docs/law.md, "FIEMAP flags").
@@ -68,57 +69,103 @@ fn policy(extent: RawExtent) -> Policy {
 /// # Errors
 /// As [`fiemap::visit_extents`].
 pub(crate) fn located(file: &File, size: u64) -> io::Result<FileExtents> {
+    located_as(file, size, |located| located)
+}
+
+/// [`located`], each in the form that is wanted in the end: a file may have millions of extents, so none is kept in two forms.
+///
+/// # Errors
+/// As [`fiemap::visit_extents`].
+pub(super) fn located_as<P>(
+    file: &File,
+    size: u64,
+    form: impl Fn(Located) -> P,
+) -> io::Result<FileExtents<P>> {
     for _ in 1..ROUNDS {
-        let raw = fiemap::extents(file)?;
-        if !raw.iter().any(|e| policy(*e) == Policy::Unsettled) {
-            return Ok(judge(raw, size));
+        let judged = judged(file, size, &form)?;
+        if !judged.is_unsettled {
+            return Ok(judged.finish(size));
         }
         file.sync_all()?;
     }
-    Ok(judge(fiemap::extents(file)?, size))
+    Ok(judged(file, size, form)?.finish(size))
 }
 
-fn judge(raw: impl IntoIterator<Item = RawExtent>, size: u64) -> FileExtents {
-    let mut located: Vec<Located> = Vec::new();
-    let mut extents = Vec::new();
-    for extent in raw {
+fn judged<P, F: Fn(Located) -> P>(file: &File, size: u64, form: F) -> io::Result<Judged<P, F>> {
+    let mut judged = Judged::new(form);
+    fiemap::visit_extents(file, |extent| {
+        judged.add(extent, size);
+        ControlFlow::Continue(())
+    })?;
+    Ok(judged)
+}
+
+/// What is known while extents come in.
+struct Judged<P, F> {
+    content: Runs<Content>,
+    located: Vec<P>,
+    /// The last one, which the next may continue.
+    last: Option<Located>,
+    form: F,
+    is_unsettled: bool,
+}
+
+impl<P, F: Fn(Located) -> P> Judged<P, F> {
+    fn new(form: F) -> Self {
+        Self {
+            content: Runs::default(),
+            located: Vec::new(),
+            last: None,
+            form,
+            is_unsettled: false,
+        }
+    }
+
+    fn add(&mut self, extent: RawExtent, size: u64) {
         // The last extent runs to the end of its block, past the end of the file.
-        let end = (extent.logical + extent.len).min(size);
+        let end = extent.logical.saturating_add(extent.len).min(size);
         let Some(range) = ByteRange::from_bounds(extent.logical, end) else {
-            continue;
+            return;
         };
-        let content = match policy(extent) {
+        let policy = policy(extent);
+        self.is_unsettled |= policy == Policy::Unsettled;
+        let content = match policy {
             Policy::Zero => Content::Zero,
             Policy::Located => {
-                append(
-                    &mut located,
-                    Located {
-                        range,
-                        physical: extent.physical,
-                    },
-                );
+                self.append(Located {
+                    range,
+                    physical: extent.physical,
+                });
                 Content::Data
             }
             Policy::Unsettled | Policy::Unlocated => Content::Data,
         };
-        extents.push(Extent { range, content });
+        self.content.push(range.start(), Content::Hole);
+        self.content.push(range.end(), content);
     }
-    FileExtents {
-        content: ContentMap::from_extents(size, extents),
-        located,
-    }
-}
 
-/// Joins what continues in both address spaces, so that equal mappings compare equal.
-fn append(located: &mut Vec<Located>, next: Located) {
-    if let Some(last) = located.last_mut()
-        && last.range.end() == next.range.start()
-        && last.physical + last.range.len() == next.physical
-        && let Some(joined) = ByteRange::from_bounds(last.range.start(), next.range.end())
-    {
-        last.range = joined;
-    } else {
-        located.push(next);
+    /// Joins what continues in both address spaces, so that equal mappings compare equal.
+    fn append(&mut self, next: Located) {
+        if let Some(last) = &mut self.last
+            && last.range.end() == next.range.start()
+            && last.physical + last.range.len() == next.physical
+            && let Some(joined) = ByteRange::from_bounds(last.range.start(), next.range.end())
+        {
+            last.range = joined;
+        } else {
+            let last = self.last.replace(next);
+            self.located.extend(last.map(&self.form));
+        }
+    }
+
+    fn finish(mut self, size: u64) -> FileExtents<P> {
+        self.content.push(size, Content::Hole);
+        self.located.extend(self.last.map(&self.form));
+        self.located.shrink_to_fit();
+        FileExtents {
+            content: ContentMap::from_runs(self.content),
+            located: self.located,
+        }
     }
 }
 
@@ -171,6 +218,12 @@ mod tests {
             len,
             flags: ExtentFlags(flags),
         }
+    }
+
+    fn judge(raw: impl IntoIterator<Item = RawExtent>, size: u64) -> FileExtents {
+        let mut judged = Judged::new(|located| located);
+        raw.into_iter().for_each(|extent| judged.add(extent, size));
+        judged.finish(size)
     }
 
     fn piece(start: u64, len: u64, physical: u64) -> Located {
@@ -226,12 +279,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            extents
-                .content
-                .extents()
-                .iter()
-                .map(|e| e.content)
-                .collect::<Vec<_>>(),
+            extents.content.extents().map(|e| e.content).collect::<Vec<_>>(),
             [Content::Data, Content::Hole, Content::Data]
         );
     }
@@ -255,12 +303,7 @@ mod tests {
         );
         assert_eq!(extents.located, []);
         assert_eq!(
-            extents
-                .content
-                .extents()
-                .iter()
-                .map(|e| e.content)
-                .collect::<Vec<_>>(),
+            extents.content.extents().map(|e| e.content).collect::<Vec<_>>(),
             [Content::Data, Content::Zero, Content::Data]
         );
     }

@@ -13,7 +13,7 @@ use super::declared::Declared;
 use super::device_walk::DeviceWalk;
 use super::disk_identity::AskDisk;
 use super::dm_table::DeviceMapper;
-use super::file_extents::{self, FileExtents};
+use super::file_extents::{self, FileExtents, Located};
 use super::file_system::FileSystem;
 use super::sysfs::Sysfs;
 use super::witness::{Fact, LayerWitness};
@@ -178,11 +178,12 @@ impl Layers {
                     self.on_one_device(graph, &mut witness, file)?
                 };
                 let (top, content) = map_file(graph, ground, left_out, file, path, size)?;
-                let store = graph.store(top).clone();
+                let store = graph.store(top);
                 if matches!(store.below, Below::Opaque(_)) {
                     // What the file does not lie on is not under it.
+                    let alone = store.clone();
                     *graph = before;
-                    (graph.add(store), content)
+                    (graph.add(alone), content)
                 } else {
                     (top, content)
                 }
@@ -373,15 +374,17 @@ fn map_file(
 ) -> io::Result<(StoreId, ContentMap)> {
     let (content, below) = match ground {
         Ok(store) => {
-            let FileExtents { content, located } = file_extents::located(file, size)?;
-            let segments = located.into_iter().map(|l| Segment {
-                range: l.range,
+            let segment = |located: Located| Segment {
+                range: located.range,
                 below: Place {
                     store,
-                    offset: l.physical,
+                    offset: located.physical,
                 },
-            });
-            let segments: Vec<Segment> = segments.collect();
+            };
+            let FileExtents {
+                content,
+                located: segments,
+            } = file_extents::located_as(file, size, segment)?;
             let below = match left_out {
                 Some(refusal) if !any_reaches(graph, &segments) => Below::Opaque(refusal.to_string()),
                 _ => segments_within(graph, segments),

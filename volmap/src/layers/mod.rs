@@ -28,10 +28,9 @@ mod sysfs;
 mod witness;
 
 pub(crate) use block_chain::segments_within;
-#[cfg(test)]
-pub(crate) use file_extents::Located;
-pub(crate) use file_extents::{FileExtents, located as file_extents};
+pub(crate) use btrfs::Relocations;
+pub(crate) use file_extents::{FileExtents, Located, located as file_extents};
 pub use mapping::{Layers, Mapping, VolumeKind};
-pub(crate) use mount_info::mounts_of;
 pub use mount_info::{MountedFileSystem, mount_at};
+pub(crate) use mount_info::{file_system_on, mounts_of};
 pub use witness::LayerWitness;

@@ -18,6 +18,8 @@ pub(super) struct Mount {
     pub(super) kind: String,
     /// What it was mounted from, by name, with such escapes too.
     source: String,
+    /// The options of the file system itself, the same for all its mounts: `rw,errors=continue`.
+    options: String,
 }
 
 /// What is mounted somewhere.
@@ -65,7 +67,17 @@ impl Mount {
             mount_point: mount.nth(1)?.to_owned(),
             kind: file_system.next()?.to_owned(),
             source: file_system.next().unwrap_or_default().to_owned(),
+            options: file_system.next().unwrap_or_default().to_owned(),
         })
+    }
+
+    /// Whether its kernel writes to it, after it has looked at its log. A mount that is read-only of one that is not does not matter.
+    fn is_written(&self) -> bool {
+        let has = |word: &str| self.options.split(',').any(|option| option == word);
+        has("rw")
+            && !["ro", "norecovery", "noload", "emergency_ro", "shutdown"]
+                .into_iter()
+                .any(has)
     }
 }
 
@@ -95,6 +107,26 @@ pub(crate) fn mounts_of(device: DeviceNumber) -> io::Result<Vec<PathBuf>> {
         .collect())
 }
 
+/// A file system that is mounted from a block device.
+pub(crate) struct LiveFileSystem {
+    /// Its type.
+    pub(crate) kind: String,
+    /// Whether a freeze has its kernel write out what is in its log only. It does nothing of that for what it does not write to, and that log
+    /// may be full: it was mounted with `norecovery`, or is read-only since an error.
+    pub(crate) is_written: bool,
+}
+
+/// The file system that is mounted from a block device, if this process can see one.
+///
+/// # Errors
+/// procfs cannot be read.
+pub(crate) fn file_system_on(device: DeviceNumber) -> io::Result<Option<LiveFileSystem>> {
+    Ok(Mount::of_device(device)?.map(|mount| LiveFileSystem {
+        is_written: mount.is_written(),
+        kind: mount.kind,
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,5 +147,26 @@ mod tests {
         assert_eq!(unescape("/a\\134040\\"), PathBuf::from("/a\\040\\"));
         assert!(Mount::parse("36 35 98:0 / /mnt rw - xfs /dev/x rw").is_some());
         assert_eq!(Mount::parse("36 35 98:0 / /mnt rw xfs"), None);
+    }
+
+    #[test]
+    fn what_its_kernel_does_not_write_to_has_a_log_that_a_freeze_leaves_as_it_is() {
+        let is_written = |options: &str| {
+            let line = format!("36 35 98:0 / /mnt ro,noatime shared:1 - xfs /dev/x {options}");
+            Mount::parse(line.trim_end()).unwrap().is_written()
+        };
+        assert!(is_written("rw,attr2,inode64"));
+        assert!(is_written("rw"));
+        for options in [
+            "ro",
+            "ro,norecovery",
+            "rw,norecovery",
+            "rw,noload",
+            "rw,errors=remount-ro,emergency_ro",
+            "rw,shutdown",
+            "",
+        ] {
+            assert!(!is_written(options), "{options}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use super::LvmError;
 use crate::limits::{
     LVM_CHANGE_PATIENCE, LVM_END_PATIENCE, LVM_OUTPUT_MAX, LVM_QUERY_PATIENCE, LVM_STDERR_TOLD,
 };
+use crate::processes;
 
 /// Where distributions install it. Not searched for in `PATH`: whoever sets that would choose what root runs.
 const PLACES: [&str; 4] = ["/usr/sbin/lvm", "/sbin/lvm", "/usr/bin/lvm", "/bin/lvm"];
@@ -69,7 +70,8 @@ impl Lvm {
             command: line.clone(),
             why,
         };
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .args(arguments)
             .env("LC_ALL", "C")
             // What this process has open is none of LVM's business; it would complain of each.
@@ -78,9 +80,8 @@ impl Lvm {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             // Ctrl-C at a terminal is for the agent, which ends in an orderly way.
-            .process_group(0)
-            .spawn()
-            .map_err(not_run)?;
+            .process_group(0);
+        let mut child = processes::spawn(&mut command).map_err(not_run)?;
         let stdout = Drain::start(child.stdout.take()).map_err(not_run)?;
         let stderr = Drain::start(child.stderr.take()).map_err(not_run)?;
         let Some(status) = wait(&mut child, patience).map_err(not_run)? else {
@@ -259,7 +260,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lvm = fake(&dir, "trap '' TERM; echo waiting >&2; exec sleep 60");
         let begun = Instant::now();
-        let answer = lvm.run(&["lvs"], Duration::from_millis(200), Late::Kill);
+        let answer = lvm.run(&["lvs"], Duration::from_secs(4), Late::Kill);
         let Err(LvmError::Deadline { stderr, .. }) = answer else {
             panic!("{answer:?}")
         };
@@ -277,11 +278,11 @@ mod tests {
         assert!(matches!(answer, Err(LvmError::Deadline { .. })), "{answer:?}");
 
         let mark = dir.path().join("finished");
-        let script = format!("trap '' TERM; sleep 8; touch {}", mark.display());
+        let script = format!("trap '' TERM; sleep 14; touch {}", mark.display());
         let goes_on = fake(&dir, &script);
-        let answer = goes_on.run(&["lvcreate"], Duration::from_millis(100), Late::AskToEnd);
+        let answer = goes_on.run(&["lvcreate"], Duration::from_secs(4), Late::AskToEnd);
         assert!(matches!(answer, Err(LvmError::LeftRunning { .. })), "{answer:?}");
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(100);
         while !mark.exists() {
             assert!(Instant::now() < deadline, "it was killed");
             thread::sleep(Duration::from_millis(50));

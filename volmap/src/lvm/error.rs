@@ -8,7 +8,9 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum LvmError {
     /// LVM's commands are not installed.
-    #[error("LVM's commands are not installed: there is no lvm in /usr/sbin, /sbin, /usr/bin or /bin")]
+    #[error(
+        "LVM's commands are not installed: there is no lvm in /usr/sbin, /sbin, /usr/bin or /bin (package lvm2)"
+    )]
     Missing,
     /// A command could not be started, or its end not waited for.
     #[error("'{command}' could not be run: {why}")]
@@ -60,6 +62,6 @@ pub enum LvmError {
         why: &'static str,
     },
     /// The device-mapper could not be asked which logical volume a device is.
-    #[error("the device-mapper cannot be asked: {0}")]
+    #[error("the device-mapper cannot be asked, which needs root: {0}")]
     DeviceMapper(io::Error),
 }

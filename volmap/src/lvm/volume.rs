@@ -82,12 +82,36 @@ impl Lvm {
         ))
     }
 
+    /// Whether there is a thin pool with this UUID of the device-mapper, active or not. One whose disks are away is none.
+    ///
+    /// # Errors
+    /// [`LvmError`].
+    pub fn knows_pool(dm_uuid: &str) -> Result<bool, LvmError> {
+        match dm_uuid.strip_suffix("-tpool").and_then(uuid_of) {
+            Some(uuid) => Ok(Self::find()?.one(&format!("lv_uuid=\"{uuid}\""))?.is_some()),
+            None => Err(LvmError::Report {
+                command: "dmsetup info".to_owned(),
+                why: "its device is no pool of LVM's",
+            }),
+        }
+    }
+
     /// The logical volumes in the group of `beside`.
     ///
     /// # Errors
     /// [`LvmError`].
     pub fn volumes_beside(&self, beside: &LvName) -> Result<Vec<LogicalVolume>, LvmError> {
         self.select(&format!("vg_name=\"{}\"", beside.group()))
+    }
+
+    /// The logical volumes of this machine whose names begin so.
+    ///
+    /// # Errors
+    /// [`LvmError`].
+    pub fn volumes_called(&self, beginning: &str) -> Result<Vec<LogicalVolume>, LvmError> {
+        let volumes = self.select(&format!("lv_name=~\"^{beginning}\""))?;
+        let called = |volume: &LogicalVolume| volume.name.volume().starts_with(beginning);
+        Ok(volumes.into_iter().filter(called).collect())
     }
 
     fn one(&self, selection: &str) -> Result<Option<LogicalVolume>, LvmError> {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::HeldBy;
 use super::mounts;
 use super::patch::{self, Patch};
-use crate::freeze::{self, FreezeError, FreezeOptions, Method};
+use crate::freeze::{self, FreezeError, FreezeOptions, Method, PreparedSnapshot, UnmappedSnapshot};
 use crate::frozen::fixed::{self, StillDevice};
 use crate::frozen::reflink::{self, FileClone};
 use crate::frozen::still_file::StillFile;
@@ -42,8 +42,8 @@ pub(super) enum Way {
     StillFile,
     /// As the still device that it is.
     StillDevice,
-    /// By another provider, in one go.
-    Whole,
+    /// By a snapshot of the logical volume that it is.
+    Snapshot,
 }
 
 /// A volume that was opened.
@@ -51,6 +51,8 @@ pub(super) struct Opened<'a> {
     pub(super) path: &'a Path,
     pub(super) file: File,
     pub(super) way: Way,
+    /// Where it is frozen by one: the snapshot that is about to be taken.
+    snapshot: Option<PreparedSnapshot>,
 }
 
 /// A volume that is held as far as it can be by itself.
@@ -58,7 +60,7 @@ pub(super) enum Held<'a> {
     File(StillFile<'a>),
     Device(StillDevice<'a>),
     Clone(Cloned<'a>),
-    Whole(Whole<'a>),
+    Snapshot(Snapshot<'a>),
 }
 
 /// A file and its clone.
@@ -73,12 +75,13 @@ pub(super) struct Cloned<'a> {
     patch: Option<Patch>,
 }
 
-/// A volume that its provider takes in one go.
-pub(super) struct Whole<'a> {
+/// A logical volume, and the snapshot of it once that is taken.
+pub(super) struct Snapshot<'a> {
     path: &'a Path,
     /// Of the file systems that are mounted from it.
     mounts: Vec<File>,
-    image: Option<Arc<dyn FrozenImage>>,
+    prepared: Option<PreparedSnapshot>,
+    taken: Option<UnmappedSnapshot>,
 }
 
 impl<'a> Opened<'a> {
@@ -99,13 +102,22 @@ impl<'a> Opened<'a> {
             | (Method::Static, VolumeKind::File | VolumeKind::DeclaredDisk) => Way::StillFile,
             (Method::Static, VolumeKind::BlockDevice) => Way::StillDevice,
             (Method::Auto, VolumeKind::BlockDevice) if options.assume_exclusive => Way::StillDevice,
-            _ => Way::Whole,
+            _ => Way::Snapshot,
         };
         if kind != VolumeKind::BlockDevice {
             // Ahead of the window. That it fails shows again when it counts.
             let _ = file.sync_data();
         }
-        Ok(Self { path, file, way })
+        let snapshot = match way {
+            Way::Snapshot => Some(freeze::prepare_snapshot(path, &file, kind, options)?),
+            _ => None,
+        };
+        Ok(Self {
+            path,
+            file,
+            way,
+            snapshot,
+        })
     }
 
     /// Holds the volume; of a set of several, a file that is cloned is leased for as long as that takes, where it can be.
@@ -135,7 +147,7 @@ impl<'a> Opened<'a> {
                     patch: None,
                 })
             }
-            Way::Whole => Held::Whole(Whole {
+            Way::Snapshot => Held::Snapshot(Snapshot {
                 mounts: if several {
                     mounts::of(&self.file).map_err(|source| FreezeError::Map {
                         path: self.path.to_owned(),
@@ -145,7 +157,8 @@ impl<'a> Opened<'a> {
                     Vec::new()
                 },
                 path: self.path,
-                image: None,
+                prepared: self.snapshot,
+                taken: None,
             }),
         })
     }
@@ -159,19 +172,19 @@ impl Held<'_> {
             Self::Device(device) if device.is_read_only() => Some(HeldBy::ReadOnly),
             Self::File(_) | Self::Device(_) => Some(HeldBy::Operator),
             Self::Clone(cloned) => cloned.leased.then_some(HeldBy::Lease),
-            Self::Whole(_) => None,
+            Self::Snapshot(_) => None,
         }
     }
 
-    /// Whether its provider takes it in one go.
-    pub(super) fn is_whole(&self) -> bool {
-        matches!(self, Self::Whole(_))
+    /// Whether a snapshot is taken of it.
+    pub(super) fn is_snapshot(&self) -> bool {
+        matches!(self, Self::Snapshot(_))
     }
 
     /// Where the volume is.
     pub(super) fn path(&self) -> Option<&Path> {
         match self {
-            Self::Clone(Cloned { path, .. }) | Self::Whole(Whole { path, .. }) => Some(path),
+            Self::Clone(Cloned { path, .. }) | Self::Snapshot(Snapshot { path, .. }) => Some(path),
             Self::File(_) | Self::Device(_) => None,
         }
     }
@@ -184,10 +197,10 @@ impl Held<'_> {
                 Ok(_) => Err("it has writers, and only on XFS can a file be cloned under them".to_owned()),
                 Err(error) => Err(error.to_string()),
             },
-            Self::Whole(whole) if whole.mounts.is_empty() => {
+            Self::Snapshot(snapshot) if snapshot.mounts.is_empty() => {
                 Err("no file system is mounted from it here, so nothing holds its writers".to_owned())
             }
-            Self::Whole(whole) => Ok(whole.mounts.iter().collect()),
+            Self::Snapshot(snapshot) => Ok(snapshot.mounts.iter().collect()),
             Self::File(_) | Self::Device(_) => Ok(Vec::new()),
         }
     }
@@ -229,11 +242,12 @@ impl Held<'_> {
         Ok(cloned.patch.is_some())
     }
 
-    /// Takes what is taken in one go.
-    pub(super) fn take(&mut self, means: Means<'_>) -> Result<(), FreezeError> {
-        if let Self::Whole(whole) = self {
-            let image = freeze::freeze(whole.path, means.options, means.layers, means.clock)?;
-            whole.image = Some(image);
+    /// Takes the snapshot, where it is frozen by one. Mapping it can wait.
+    pub(super) fn take(&mut self) -> Result<(), FreezeError> {
+        if let Self::Snapshot(snapshot) = self
+            && let Some(prepared) = snapshot.prepared.take()
+        {
+            snapshot.taken = Some(prepared.take(snapshot.path)?);
         }
         Ok(())
     }
@@ -249,7 +263,7 @@ impl Held<'_> {
                     path: cloned.path.to_owned(),
                 }),
             },
-            Self::Clone(_) | Self::Whole(_) => Ok(()),
+            Self::Clone(_) | Self::Snapshot(_) => Ok(()),
         }
     }
 
@@ -259,7 +273,7 @@ impl Held<'_> {
             Self::File(file) => Some(file.uuid()),
             Self::Device(device) => Some(device.uuid()),
             Self::Clone(cloned) => Some(cloned.clone.uuid()),
-            Self::Whole(whole) => Some(whole.image.as_ref()?.description().uuid),
+            Self::Snapshot(snapshot) => Some(snapshot.taken.as_ref()?.uuid()),
         }
     }
 
@@ -300,10 +314,14 @@ impl Held<'_> {
                 }
                 Arc::new(cloned.clone.freeze(layers, clock)?)
             }
-            Self::Whole(whole) => whole.image.ok_or_else(|| FreezeError::Apart {
-                path: whole.path.to_owned(),
-                why: "it was not taken".to_owned(),
-            })?,
+            Self::Snapshot(snapshot) => {
+                let mut taken = snapshot.taken.ok_or_else(|| FreezeError::Apart {
+                    path: snapshot.path.to_owned(),
+                    why: "it was not taken".to_owned(),
+                })?;
+                taken.set_instant(at);
+                taken.finish(snapshot.path, layers, clock)?
+            }
         })
     }
 }

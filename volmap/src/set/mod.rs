@@ -9,11 +9,13 @@
 //!   became since is read and put into the clone after the thaw (`patch`). Clones cannot be made while the file system is frozen;
 //! * a block device with a mounted file system: that is frozen, and the provider takes the device meanwhile;
 //! * a read-only device: the kernel;
+//! * an origin under copy-before-write: every write to it passes this process, which lets none in;
 //! * else a hook that has stopped whatever writes, or the operator's word. Without either the set is refused.
 //!
 //! Invariants:
 //!
 //! * the map of nothing is taken before everything is held;
+//! * writers of origins go on when all else stands still, and at their deadline in any case, which costs the freeze;
 //! * leases are looked at after the last volume was taken, so that nobody came in between;
 //! * a file system that did not stay frozen to the end of the window costs the whole freeze;
 //! * where it fails, nothing is held and nothing is left behind.
@@ -21,9 +23,11 @@
 mod freeze;
 mod member;
 mod mounts;
+mod origins;
 mod patch;
 
 pub use freeze::{HeldSet, PreparedSet, SetImage, prepare};
+pub use origins::SetOrigin;
 
 use std::fs::File;
 
@@ -38,6 +42,8 @@ pub enum HeldBy {
     FileSystem,
     /// The kernel takes no writes to it.
     ReadOnly,
+    /// This process, through which all writes go.
+    Agent,
     /// The command that ran before the freeze.
     Hook,
     /// The operator's word (`--assume-exclusive`).
@@ -46,6 +52,14 @@ pub enum HeldBy {
 
 /// File systems that are held still for a short time, and thawed whatever becomes of this process.
 pub trait FileSystems {
+    /// Does ahead of time, while nobody waits, what [`FileSystems::freeze`] needs.
+    ///
+    /// # Errors
+    /// Why not, for people: nothing can be frozen.
+    fn get_ready(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Freezes the file systems that these files or directories lie in, each once. None is frozen after an error.
     ///
     /// # Errors

@@ -90,7 +90,13 @@ impl Control {
     /// # Errors
     /// `NotFound`, `PermissionDenied`: no device-mapper, or not root. `EINVAL`: an interface of another major version.
     pub fn open() -> io::Result<Self> {
-        let file = File::options().read(true).write(true).open(CONTROL)?;
+        let file = match File::options().read(true).write(true).open(CONTROL) {
+            // Its node is there, and its driver is not.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            other => other?,
+        };
         let control = Self { file };
         control.call(DM_VERSION, None, 0, HEADER)?;
         control.call(DM_DEV_ARM_POLL, None, 0, HEADER)?;
@@ -127,6 +133,26 @@ impl Control {
             uuid: text(answer.get(at::UUID))?,
             event_number: u32_at(&answer, at::EVENT_NR)?,
         })
+    }
+
+    /// The device with this UUID, if there is one.
+    ///
+    /// # Errors
+    /// Of the device-mapper.
+    pub fn device_with(&self, uuid: &str) -> io::Result<Option<DeviceNumber>> {
+        let mut buffer = encode_request(None, 0, HEADER)?;
+        let room = buffer.get_mut(at::UUID).ok_or_else(unreadable)?;
+        // The last byte stays a NUL.
+        if uuid.is_empty() || uuid.len() >= room.len() {
+            return Ok(None);
+        }
+        room[..uuid.len()].copy_from_slice(uuid.as_bytes());
+        // SAFETY: `data_size` in the header tells the kernel the true length of the buffer, and it writes no further.
+        match unsafe { ioctl::with_bytes(&self.file, DM_DEV_STATUS, &mut buffer) } {
+            Ok(_) => Ok(Some(DeviceNumber::from_kernel(u64_at(&buffer, at::DEV)?))),
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The live table of a device.

@@ -13,10 +13,12 @@
 pub mod block_device;
 pub mod btrfs;
 pub mod clone;
+pub mod detached_mount;
 pub mod device_mapper;
 mod device_number;
 pub mod fiemap;
 pub mod file_system;
+pub mod fsmap;
 pub mod inherited;
 pub mod inode_flags;
 mod ioctl;

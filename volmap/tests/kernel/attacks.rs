@@ -28,7 +28,7 @@ fn frozen(rig: &Rig) -> (Arc<dyn FrozenImage>, PathBuf) {
 
 fn first(image: &dyn FrozenImage) -> Result<bool, FrozenError> {
     let status = image.status(ByteRange::new(0, 4096).unwrap(), 1)?;
-    Ok(status[0].generation.is_direct())
+    Ok(status.extents[0].generation.is_direct())
 }
 
 #[test]

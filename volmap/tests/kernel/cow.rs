@@ -40,6 +40,19 @@ fn places_in_the_copy_area_hold_the_frozen_bytes() {
     }
 }
 
+/// Another process clones the copy area between two freezes; the clone stays.
+fn clone_copy_area(rig: &Rig, live: &Arc<Origin>, copy_area: &Path) {
+    thread::scope(|scope| {
+        // Waits in `open` for the lease, which a freeze gives up.
+        let intruder = scope.spawn(|| File::open(copy_area).unwrap());
+        while !intruder.is_finished() {
+            let _ = live.freeze();
+        }
+        let twin = File::create_new(rig.mount.join("twin")).unwrap();
+        clone_file(&intruder.join().unwrap(), &twin).unwrap();
+    });
+}
+
 #[test]
 fn a_copy_area_that_was_cloned_between_two_freezes_is_settled_again() {
     let Some(rig) = Rig::xfs("a_copy_area_that_was_cloned_between_two_freezes_is_settled_again") else {
@@ -48,15 +61,34 @@ fn a_copy_area_that_was_cloned_between_two_freezes_is_settled_again() {
     let (origin, copy_area) = (rig.mount.join("origin"), rig.mount.join("copy"));
     fs::write(&origin, pattern(SIZE, 1)).unwrap();
     let live = rig.origin(&origin, &copy_area);
-    thread::scope(|scope| {
-        // Waits in `open` for the lease, which a freeze gives up.
-        let intruder = scope.spawn(|| File::open(&copy_area).unwrap());
-        while !intruder.is_finished() {
-            let _ = live.freeze();
-        }
-        let twin = File::create_new(rig.mount.join("twin")).unwrap();
-        clone_file(&intruder.join().unwrap(), &twin).unwrap();
-    });
+    clone_copy_area(&rig, &live, &copy_area);
+    let image = live.freeze().unwrap();
+    overwrite_and_compare(&rig, &live, &*image);
+}
+
+#[test]
+fn a_copy_area_that_could_not_be_settled_again_is_settled_by_a_later_freeze() {
+    let test = "a_copy_area_that_could_not_be_settled_again_is_settled_by_a_later_freeze";
+    let Some(rig) = Rig::xfs(test) else { return };
+    let (origin, copy_area) = (rig.mount.join("origin"), rig.mount.join("copy"));
+    fs::write(&origin, pattern(SIZE, 1)).unwrap();
+    let live = rig.origin(&origin, &copy_area);
+    clone_copy_area(&rig, &live, &copy_area);
+    // No room to take the blocks apart.
+    let filler = rig.mount.join("filler");
+    fs::create_dir(&filler).unwrap();
+    for kib in [64 << 10, 8 << 10, 1 << 10, 128, 16, 4] {
+        let allocate = |at: &Path| run("fallocate", &["-l", &format!("{kib}KiB"), path(at)]);
+        while allocate(&filler.join(format!("{kib}-{}", fs::read_dir(&filler).unwrap().count()))).is_ok() {}
+    }
+    for _ in 0..2 {
+        let refused = live.freeze().map(drop).unwrap_err();
+        assert!(
+            refused.to_string().contains("writing it once all over again"),
+            "{refused}"
+        );
+    }
+    fs::remove_dir_all(&filler).unwrap();
     let image = live.freeze().unwrap();
     overwrite_and_compare(&rig, &live, &*image);
 }
@@ -104,7 +136,8 @@ fn a_file_system_and_a_copy_of_it_are_told_apart() {
     live.write_at(0, &pattern(SIZE, 2), false).unwrap();
     for extent in whole_status(&*image) {
         let resolved = image.graph().resolve(extent.place.unwrap(), extent.range.len());
-        let disk = image.graph().store(resolved.disk().unwrap().store);
+        let graph = image.graph();
+        let disk = graph.store(resolved.disk().unwrap().store);
         assert_eq!(disk.identity.as_str(), "id:lun1");
     }
 }

@@ -88,8 +88,8 @@ fn without_a_declaration_a_loop_device_is_opaque() {
     };
     let image = freeze(Vec::new());
     assert_eq!(image.description().stability, Stability::Opaque);
-    let reasons: Vec<&String> = image
-        .graph()
+    let graph = image.graph();
+    let reasons: Vec<&String> = graph
         .stores()
         .iter()
         .filter_map(|s| match &s.below {

@@ -86,7 +86,8 @@ fn unwritten_and_sparse_ranges_are_told_apart_and_stamped() {
     assert_eq!(status.last().unwrap().range.end(), image.size());
     let limited = image
         .status(volmap::range::ByteRange::new(0, image.size()).unwrap(), 3)
-        .unwrap();
+        .unwrap()
+        .extents;
     assert_eq!(limited, status[..3]);
 }
 

@@ -7,10 +7,13 @@
 
 mod attacks;
 mod btrfs;
+mod cost;
 mod cow;
 mod devices;
 mod fidelity;
+mod free_space;
 mod geometry;
+mod lineage;
 mod quiesce;
 mod refusals;
 mod rig;

@@ -169,7 +169,8 @@ pub(crate) fn read_from_luns(image: &dyn FrozenImage, luns: &[(&str, &Path)]) ->
             (Content::Data, Some(place)) => {
                 assert!(extent.generation.is_direct());
                 for (place, len) in disk_places(image, place, extent.range.len()) {
-                    let identity = image.graph().store(place.store).identity.as_str();
+                    let graph = image.graph();
+                    let identity = graph.store(place.store).identity.as_str();
                     let (_, lun) = luns
                         .iter()
                         .find(|(name, _)| *name == identity)
@@ -221,7 +222,7 @@ fn attach(below: &Path, options: &[&str]) -> Result<PathBuf, String> {
 /// All of a frozen image's map.
 pub(crate) fn whole_status(image: &dyn FrozenImage) -> Vec<StatusExtent> {
     let whole = ByteRange::new(0, image.size()).unwrap();
-    image.status(whole, usize::MAX).unwrap()
+    image.status(whole, usize::MAX).unwrap().extents
 }
 
 /// All of a frozen image's bytes, as over NBD.

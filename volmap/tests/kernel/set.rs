@@ -4,14 +4,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
+use volmap::cow::Origin;
 use volmap::freeze::{FreezeError, FreezeOptions, Method};
 use volmap::frozen::Stability;
 use volmap::generation::GenerationClock;
-use volmap::set::{self, FileSystems, HeldBy, SetImage};
+use volmap::set::{self, FileSystems, HeldBy, SetImage, SetOrigin};
 use volmap::sys::{file_system, inode_flags, lease};
 
 use crate::rig::{Rig, pattern, read_all};
@@ -79,7 +82,7 @@ fn freeze(
     };
     let layers = Arc::new(rig.layers());
     let clock = Arc::new(GenerationClock::start().unwrap());
-    set::prepare(volumes, &options, &layers, &clock)?
+    set::prepare(volumes, &[], &options, &layers, &clock)?
         .freeze(hook_holds, file_systems)?
         .finish()
 }
@@ -281,4 +284,77 @@ fn quiesced_files_of_a_set_are_all_held_or_none_is() {
         late.map(drop).map_err(|e| e.kind()),
         Err(io::ErrorKind::PermissionDenied)
     );
+}
+
+/// An origin beside the files, live and as a member of a set.
+fn origin(rig: &Rig) -> (Arc<Origin>, [SetOrigin; 1]) {
+    let path = rig.mount.join("origin");
+    fs::write(&path, pattern(1 << 20, 7)).unwrap();
+    let live = rig.origin(&path, &rig.mount.join("copy"));
+    let origin = Arc::clone(&live);
+    (live, [SetOrigin { path, origin }])
+}
+
+/// Who writes to the origin and then to the file comes as far as the origin when the file system is about to be frozen.
+#[test]
+fn an_origin_and_files_with_writers_are_of_one_instant() {
+    let Some(rig) = Rig::xfs("an_origin_and_files_with_writers_are_of_one_instant") else {
+        return;
+    };
+    let (paths, writers) = files(&rig, 2);
+    let (live, origins) = origin(&rig);
+    let options = FreezeOptions::default();
+    let layers = Arc::new(rig.layers());
+    let clock = Arc::new(GenerationClock::start().unwrap());
+    let (begin, begun) = mpsc::channel();
+    let made = thread::scope(|scope| {
+        scope.spawn(move || {
+            begun.recv().unwrap();
+            live.write_at(0, &[1; 4096], false).unwrap();
+            writers[1].write_all_at(&[1; 4096], 0).unwrap();
+        });
+        let before = |_| {
+            begin.send(()).unwrap();
+            thread::sleep(Duration::from_millis(200));
+        };
+        let mut forced = Forced::new(before, || {});
+        let held = set::prepare(&paths, &origins, &options, &layers, &clock)
+            .and_then(|prepared| prepared.freeze(false, &mut forced))
+            .unwrap();
+        assert!(held.window() >= Duration::from_millis(200));
+        let uuids = held.uuids();
+        let made = held.finish().unwrap();
+        let of: Vec<_> = made.iter().map(|made| made.image.description().uuid).collect();
+        assert_eq!(of, uuids);
+        made
+    });
+    let held_by: Vec<HeldBy> = made.iter().map(|made| made.held_by).collect();
+    assert_eq!(held_by, [HeldBy::FileSystem, HeldBy::FileSystem, HeldBy::Agent]);
+    let instant = |made: &SetImage| made.image.description().frozen_at;
+    assert!(made.iter().all(|one| instant(one) == instant(&made[0])));
+    assert!(read_all(&*made[1].image) == pattern(2 << 20, 1));
+    assert!(read_all(&*made[2].image) == pattern(1 << 20, 7));
+}
+
+#[test]
+fn a_set_that_fails_leaves_no_frozen_image_of_its_origins() {
+    let Some(rig) = Rig::xfs("a_set_that_fails_leaves_no_frozen_image_of_its_origins") else {
+        return;
+    };
+    let (paths, _writers) = files(&rig, 1);
+    let (live, origins) = origin(&rig);
+    let options = FreezeOptions::default();
+    let layers = Arc::new(rig.layers());
+    let clock = Arc::new(GenerationClock::start().unwrap());
+    let mut late = Forced::new(|_| {}, || {});
+    late.thawed = Err("the deadline passed".to_owned());
+    for file_systems in [&mut NotAllowed as &mut dyn FileSystems, &mut late] {
+        let prepared = set::prepare(&paths, &origins, &options, &layers, &clock).unwrap();
+        let refused = prepared.freeze(false, file_systems).map(drop);
+        assert!(matches!(refused, Err(FreezeError::NotStill(_))));
+        assert_eq!(clones(&rig), 0);
+        // Nothing is kept for an image that is not there.
+        live.write_at(0, &[1; 4096], false).unwrap();
+        assert_eq!(live.copy_area_use().used, 0);
+    }
 }

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use volmap::processes;
 use volmap::set::FileSystems;
 use volmap::sys::file_system;
 
@@ -23,6 +24,9 @@ const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a guardian gets on top of its own deadlines before it is taken for dead.
 const SLACK: Duration = Duration::from_secs(5);
+
+/// What it gets to begin: a process may take long to do so on a host that has much to do. Nothing stands still for that yet.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A guardian, for one freeze and what comes of it. Dropped without an end, it does as if the agent had died.
 pub(in crate::host) struct Guardian {
@@ -55,14 +59,14 @@ impl Guardian {
                 error,
             )
         };
-        let mut child = Command::new("/proc/self/exe")
+        let mut command = Command::new("/proc/self/exe");
+        command
             .arg("guard")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // What ends the agent's group at a terminal must not end what cleans up after it.
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?;
+            .process_group(0);
+        let mut child = processes::spawn(&mut command).map_err(failed)?;
         let orders = child.stdin.take();
         let (to, answers) = channel();
         if let Some(stdout) = child.stdout.take() {
@@ -88,7 +92,7 @@ impl Guardian {
             hooks: hooks.clone(),
             occasion: occasion.clone(),
         };
-        guardian.ask(&begin, SLACK).map_err(|trouble| {
+        guardian.ask(&begin, BEGIN_PATIENCE).map_err(|trouble| {
             Error::new(
                 ErrorKind::System,
                 format!("the guardian of a freeze: {}", trouble.why()),

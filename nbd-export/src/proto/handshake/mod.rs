@@ -11,6 +11,6 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use catalogue::{Catalogue, Refusal};
+pub use catalogue::{Catalogue, Entry, Refusal};
 pub use client::{ClientHandshake, ClientProgress, Goal, Outcome};
 pub use server::{Progress, ServerHandshake};

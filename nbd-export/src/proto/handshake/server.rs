@@ -2,7 +2,7 @@
 
 use bytes::{Buf, BufMut, BytesMut};
 
-use super::catalogue::{Catalogue, Refusal};
+use super::catalogue::{Catalogue, Entry, Refusal};
 use crate::proto::constants::{
     EXPORT_NAME_ZEROES, INIT_MAGIC, InfoCode, OPTION_MAGIC, OptionCode, OptionReplyCode,
 };
@@ -28,6 +28,8 @@ pub enum Progress {
     NeedInput,
     /// Transmission begins, with the bytes that are left in the input.
     Transmission(Box<Negotiated>),
+    /// The client enters an export that has to be made. Go on with [`ServerHandshake::made`], and with nothing else.
+    Awaited(ExportName),
     /// Send what is in the output, shake hands for TLS, and go on inside with [`ServerHandshake::secured`].
     StartTls,
     /// The client is done: send what is in the output and close.
@@ -54,6 +56,8 @@ pub struct ServerHandshake {
     /// The export name that the selection was made for, and the selection.
     selected: Option<(ExportName, Vec<SelectedContext>)>,
     last_id: u32,
+    /// The GO that waits for its export to be made.
+    awaited: Option<InfoRequest>,
     /// The server is going away.
     shut_down: bool,
 }
@@ -81,6 +85,7 @@ impl Answer<'_> {
         self.error(OptionReplyCode::ERR_INVALID, &ErrorText::new(text.to_string()));
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "a refusal is told once")]
     fn refuse(&mut self, refusal: Refusal) {
         self.error(refusal.reply(), &refusal.text());
     }
@@ -98,6 +103,7 @@ impl ServerHandshake {
             style: HeaderStyle::Simple,
             selected: None,
             last_id: 0,
+            awaited: None,
             shut_down: false,
         }
     }
@@ -171,11 +177,7 @@ impl ServerHandshake {
             ),
             OptionCode::EXPORT_NAME => return self.export_name(data, client, output, catalogue),
             OptionCode::LIST => list(data, &mut answer, catalogue),
-            OptionCode::INFO | OptionCode::GO => {
-                if let Some(session) = self.info(data, &mut answer, catalogue) {
-                    return Ok(Progress::Transmission(Box::new(session)));
-                }
-            }
+            OptionCode::INFO | OptionCode::GO => return Ok(self.info(data, &mut answer, catalogue)),
             OptionCode::STRUCTURED_REPLY | OptionCode::EXTENDED_HEADERS => {
                 self.raise_style(data, &mut answer);
             }
@@ -252,34 +254,61 @@ impl ServerHandshake {
         Ok(Progress::Transmission(Box::new(session)))
     }
 
-    /// Answers INFO and GO; the session, if it begins.
-    fn info(
-        &mut self,
-        data: &[u8],
-        answer: &mut Answer<'_>,
-        catalogue: &dyn Catalogue,
-    ) -> Option<Negotiated> {
+    /// Answers INFO and GO.
+    fn info(&mut self, data: &[u8], answer: &mut Answer<'_>, catalogue: &dyn Catalogue) -> Progress {
         let request = match InfoRequest::decode(data) {
             Ok(request) => request,
             Err(error) => {
                 answer.invalid(error);
-                return None;
+                return Progress::Continue;
             }
         };
-        let export = match catalogue.describe(request.name.as_str()) {
-            Ok(export) => export,
+        let name = request.name.as_str();
+        let entry = match answer.option {
+            OptionCode::GO => catalogue.enter(name),
+            _ => catalogue.describe(name).map(Entry::Ready),
+        };
+        match entry {
+            Ok(Entry::Ready(export)) => self.tell(request, export, answer),
+            Ok(Entry::Awaited) => {
+                let name = request.name.clone();
+                self.awaited = Some(request);
+                Progress::Awaited(name)
+            }
             Err(refusal) => {
                 answer.refuse(refusal);
-                return None;
+                Progress::Continue
             }
+        }
+    }
+
+    /// Goes on after [`Progress::Awaited`], with the export that was made or why it was not.
+    pub fn made(&mut self, made: Result<ExportInfo, Refusal>, output: &mut BytesMut) -> Progress {
+        let mut answer = Answer {
+            option: OptionCode::GO,
+            out: output,
         };
+        let Some(request) = self.awaited.take() else {
+            return Progress::Continue;
+        };
+        match made {
+            _ if self.shut_down => answer.refuse(Refusal::Shutdown),
+            Ok(export) => return self.tell(request, export, &mut answer),
+            Err(refusal) => answer.refuse(refusal),
+        }
+        Progress::Continue
+    }
+
+    /// Tells of an export, and begins the session if it is entered.
+    fn tell(&mut self, request: InfoRequest, export: ExportInfo, answer: &mut Answer<'_>) -> Progress {
+        let wanted = request.infos;
         let session = self.settle(request.name, export);
         let export = &session.export;
         let mut infos = vec![Info::Export {
             size: export.size,
             flags: export.flags,
         }];
-        let wants = |code| request.infos.contains(&code);
+        let wants = |code| wanted.contains(&code);
         if wants(InfoCode::NAME) {
             infos.push(Info::Name(export.name.clone()));
         }
@@ -295,7 +324,10 @@ impl ServerHandshake {
             answer.reply(OptionReplyCode::INFO, &data);
         }
         answer.ack();
-        (answer.option == OptionCode::GO).then_some(session)
+        match answer.option {
+            OptionCode::GO => Progress::Transmission(Box::new(session)),
+            _ => Progress::Continue,
+        }
     }
 
     /// The session that begins if `requested` is entered now.

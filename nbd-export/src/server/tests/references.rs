@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use volmap::frozen::{Description, FrozenError, StatusExtent};
+use volmap::frozen::{Description, FrozenError, Status, StatusExtent};
 use volmap::generation::Generation;
 use volmap::map::{Content, Extent};
 use volmap::store::StoreGraph;
@@ -45,11 +45,11 @@ impl FrozenImage for Referred {
         SIZE
     }
 
-    fn graph(&self) -> &StoreGraph {
+    fn graph(&self) -> Arc<StoreGraph> {
         self.image.graph()
     }
 
-    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError> {
         self.image.status(range, limit)
     }
 

@@ -40,7 +40,8 @@ fn the_byte_tables_are_those_of_the_code() {
         ("3. RECORDS payload", layout::records::FIELDS),
         ("Frame entry", layout::frame_entry::FIELDS),
         ("Record", layout::record::FIELDS),
-        ("5. END payload", layout::end::FIELDS),
+        ("5. CHECKPOINT payload", layout::checkpoint::FIELDS),
+        ("6. END payload", layout::end::FIELDS),
     ] {
         let documented: Vec<_> = tables[heading]
             .iter()
@@ -48,7 +49,7 @@ fn the_byte_tables_are_those_of_the_code() {
             .collect();
         assert_eq!(documented, fields, "{heading}");
     }
-    assert_eq!(tables.len(), 6, "a table is not compared");
+    assert_eq!(tables.len(), 7, "a table is not compared");
 }
 
 #[test]
@@ -63,6 +64,7 @@ fn constants_stand_in_the_document() {
         format!("`{}`", hash::ROOT_CONTEXT),
         format!("`{}`", hash::UNREADABLE_CONTEXT),
         format!("at most {} |", limits::HEADER_TEXT_MAX),
+        format!("at most {} |", limits::CHECKPOINT_TEXT_MAX),
         format!("1 to {} |", limits::GROUP_FRAMES_MAX),
         format!("1 to {} |", limits::GROUP_RECORDS_MAX),
         format!("8 to {}, ", limits::DATA_COMPRESSED_MAX),
@@ -71,7 +73,12 @@ fn constants_stand_in_the_document() {
     ] {
         assert!(DOCUMENT.contains(&text), "{text}");
     }
-    for tag in [layout::HEADER_TAG, layout::RECORDS_TAG, layout::END_TAG] {
+    for tag in [
+        layout::HEADER_TAG,
+        layout::RECORDS_TAG,
+        layout::CHECKPOINT_TAG,
+        layout::END_TAG,
+    ] {
         assert!(DOCUMENT.contains(std::str::from_utf8(&tag).unwrap()));
     }
     assert_eq!(limits::DATA_FRAME_MAX, 1 << 20);

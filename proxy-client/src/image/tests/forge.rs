@@ -1,11 +1,16 @@
 //! Images whose checksums are right and whose contents break a rule: the checks behind the checksums.
 
+use std::error::Error as _;
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use super::{Stretch, decode, encode, frames, stretch};
+use crate::chain::Chain;
+use crate::error::Error;
 use crate::image::frame::Key;
 use crate::image::layout::{self, CHECKSUM, SKIPPABLE_HEADER};
-use crate::image::{Count, ImageError, Kind, LEAF, RecordsRule};
+use crate::image::{Count, ImageError, Kind, LEAF, RECORDS_FRAME_MAX, RecordsRule};
 
 /// One data frame of a leaf, one zero frame of a leaf.
 fn plain() -> Vec<Stretch> {
@@ -21,6 +26,7 @@ struct Forgery {
 const HEADER: usize = 0;
 const RECORDS: usize = 1;
 const END: usize = 4;
+const TABLE: usize = 5;
 
 impl Forgery {
     fn new() -> Self {
@@ -97,7 +103,7 @@ fn the_forgery_itself_is_good() {
 #[test]
 fn other_versions_and_unknown_frames_are_refused_as_unsupported() {
     for frame in [HEADER, RECORDS, END] {
-        for version in [0, 2] {
+        for version in [0, 3] {
             let error = Forgery::new()
                 .set(frame, 0, layout::header::VERSION, version)
                 .error();
@@ -119,8 +125,7 @@ fn parents_other_leaves_and_sizes_are_refused() {
         let error = Forgery::new()
             .set(HEADER, 0, field.start..field.start + 1, 1)
             .error();
-        assert!(matches!(error, ImageError::Incremental { .. }));
-        assert!(error.is_unsupported());
+        assert!(matches!(error, ImageError::ParentMissing { .. }));
     }
     let error = Forgery::new().set(HEADER, 0, LEAF_SIZE, LEAF * 2).error();
     assert_eq!(error, ImageError::LeafSize { size: 131_072 });
@@ -153,8 +158,14 @@ fn a_group_that_contradicts_itself_is_refused() {
     );
     assert_eq!(forge(0, records::RECORD_COUNT, 1).rule(), RecordsRule::Counts);
     assert_eq!(forge(0, records::LEAF_COUNT, 2).rule(), RecordsRule::Counts);
+    // Nothing is the parent's in a full image.
     assert_eq!(
-        forge(entry(0), frame_entry::KIND, 2).rule(),
+        forge(record(0), record_field::KIND, 4).rule(),
+        RecordsRule::Record
+    );
+    assert_eq!(forge(record(1), record_field::KIND, 4).rule(), RecordsRule::Same);
+    assert_eq!(
+        forge(entry(0), frame_entry::KIND, 3).rule(),
         RecordsRule::FrameKind
     );
     assert_eq!(forge(entry(0), frame_entry::KIND, 1).rule(), RecordsRule::Leaves);
@@ -348,4 +359,49 @@ fn frames_of_ours_in_the_wrong_place_are_refused() {
     early_end.frames.drain(RECORDS..END);
     assert!(matches!(early_end.error(), ImageError::GroupRange { .. }));
     assert!(encode(&plain()).0.len() > 100);
+}
+
+/// Who reads at any place goes by the seek table: what it says of lengths and counts is not believed.
+#[test]
+fn a_seek_table_cannot_ask_for_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("evil.vbi");
+    // A hole behind RECORDS makes it as long as the table says.
+    let open = |forgery: &Forgery, hole: u64| {
+        let (first, rest) = forgery.frames.split_at(RECORDS + 1);
+        let (first, rest) = (first.concat(), rest.concat());
+        let file = File::create(&path).unwrap();
+        file.write_all_at(&first, 0).unwrap();
+        file.write_all_at(&rest, first.len() as u64 + hole).unwrap();
+        Chain::open(std::slice::from_ref(&path)).map(drop)
+    };
+    let records_length = |length: u64| {
+        let mut forgery = Forgery::new();
+        let hole = length - forgery.frames[RECORDS].len() as u64;
+        let at = SKIPPABLE_HEADER + 8 * RECORDS;
+        let length = u32::try_from(length).unwrap().to_le_bytes();
+        forgery.frames[TABLE][at..at + 4].copy_from_slice(&length);
+        let hash = *blake3::hash(&forgery.frames[TABLE][SKIPPABLE_HEADER..]).as_bytes();
+        let forgery = forgery.change(END, |payload| {
+            payload[layout::end::TABLE_HASH].copy_from_slice(&hash)
+        });
+        open(&forgery, hole)
+    };
+    let cause = |opened: Result<(), Error>| opened.unwrap_err().source().unwrap().to_string();
+    open(&Forgery::new(), 0).unwrap();
+    records_length(RECORDS_FRAME_MAX).unwrap();
+    let at = Forgery::new().frames[HEADER].len() as u64;
+    for length in [RECORDS_FRAME_MAX + 1, u64::from(u32::MAX)] {
+        assert_eq!(
+            cause(records_length(length)),
+            ImageError::FrameLength { at }.to_string()
+        );
+    }
+    let counted = ImageError::Counted {
+        count: Count::Groups,
+        stated: 0,
+        found: 1,
+    };
+    let fewer = Forgery::new().set(END, 0, layout::end::GROUPS, 0);
+    assert_eq!(cause(open(&fewer, 0)), counted.to_string());
 }

@@ -3,30 +3,139 @@
 //! A change of these bytes is a change of the format: raise the version, add a file, keep the old one. Only if zstd alone writes
 //! other bytes, after an update, the file for writing is made anew beside the old one; BLESS=1 in the environment writes it.
 
-use super::{decode, encode, stretch};
-use crate::image::{Kind, LEAF};
+use volmap::generation::Generation;
+use volmap::range::ByteRange;
 
+use super::checkpoints::with_checkpoints;
+use super::{Stretch, decode, decode_over, encode, header, stretch, volume};
+use crate::image::{
+    Content, DEFAULT_LEVEL, Encoder, ImageError, Kind, LEAF, ParentLeaves, ParentRecord, Receipt, Record,
+    Totals, compress_piece,
+};
+
+const V2: &[u8] = include_bytes!("../golden/v2.vbi.zst");
+const V2_ROOT: &str = include_str!("../golden/v2.root");
+const V2_INCREMENTAL: &[u8] = include_bytes!("../golden/v2-incremental.vbi.zst");
+/// The same two as they were written when zstd still compressed the zeroes.
+const V2_COMPRESSED: &[u8] = include_bytes!("../golden/v2-zeroes-compressed.vbi.zst");
+const V2_COMPRESSED_INCREMENTAL: &[u8] = include_bytes!("../golden/v2-zeroes-compressed-incremental.vbi.zst");
 const V1: &[u8] = include_bytes!("../golden/v1.vbi.zst");
 const V1_ROOT: &str = include_str!("../golden/v1.root");
 
-#[test]
-fn version_1_stays_as_it_is() {
-    let stretches = [
+/// The volume of every golden image.
+fn stretches() -> [Stretch; 5] {
+    [
         stretch(5000, Kind::Data, 3),
         stretch(LEAF - 5000, Kind::Hole, 0),
         stretch(LEAF, Kind::Zero, 0),
         stretch(512, Kind::Unreadable, 0),
         stretch(1234, Kind::Data, 9),
-    ];
-    let (image, plain, end) = encode(&stretches);
-    if std::env::var_os("BLESS").is_some() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/image/golden");
-        std::fs::write(format!("{folder}/v1.vbi.zst"), &image).unwrap();
-        std::fs::write(format!("{folder}/v1.root"), format!("{}\n", end.root)).unwrap();
-    }
+    ]
+}
+
+#[test]
+fn version_1_stays_readable() {
+    let (_, plain, end) = encode(&stretches());
     let decoded = decode(V1).unwrap();
     assert!(decoded.plain == plain);
     assert_eq!(decoded.end.root, V1_ROOT.trim().parse().unwrap());
+    assert_eq!((decoded.end.root, decoded.end.tally), (end.root, end.tally));
+}
+
+#[test]
+fn version_2_with_zeroes_that_zstd_compressed_stays_readable() {
+    let (image, written) = (decode(V2_COMPRESSED).unwrap(), decode(V2).unwrap());
+    assert!(image.plain == written.plain);
+    assert_eq!(
+        (image.end.root, image.end.tally),
+        (written.end.root, written.end.tally)
+    );
+    let over = |image| decode_over(image, 1000, Some(Box::new(SecondLeaf))).unwrap();
+    let (image, written) = (over(V2_COMPRESSED_INCREMENTAL), over(V2_INCREMENTAL));
+    assert!(image.plain == written.plain);
+    assert_eq!(
+        (image.end.root, image.end.tally),
+        (written.end.root, written.end.tally)
+    );
+}
+
+#[test]
+fn version_2_stays_as_it_is() {
+    let (image, plain, end) = with_checkpoints(&stretches());
+    if std::env::var_os("BLESS").is_some() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/image/golden");
+        std::fs::write(format!("{folder}/v2.vbi.zst"), &image).unwrap();
+        std::fs::write(format!("{folder}/v2.root"), format!("{}\n", end.root)).unwrap();
+    }
+    let decoded = decode(V2).unwrap();
+    assert!(decoded.plain == plain);
+    assert_eq!(decoded.end.root, V2_ROOT.trim().parse().unwrap());
     assert_eq!(decoded.end, end);
-    assert!(image == V1, "the writer writes other bytes than version 1");
+    assert!(image == V2, "the writer writes other bytes than version 2");
+}
+
+/// The second leaf of the golden volume, which is zeroes: all that the incremental image has of it.
+struct SecondLeaf;
+
+impl ParentLeaves for SecondLeaf {
+    fn leaves(&mut self, range: ByteRange) -> Option<Vec<blake3::Hash>> {
+        assert_eq!((range.start(), range.len()), (LEAF, LEAF));
+        Some(vec![blake3::hash(&[0; 1 << 16])])
+    }
+}
+
+/// An image that continues the golden one: its first leaf is another, and of its last, which could not be read, everything was.
+#[test]
+fn incremental_images_of_version_2_stay_as_they_are() {
+    let now = [
+        stretch(LEAF, Kind::Data, 4),
+        stretch(LEAF, Kind::Zero, 0),
+        stretch(512 + 1234, Kind::Data, 9),
+    ];
+    let (mut records, plain) = volume(&now);
+    let same = records[1].range;
+    records[1] = Record {
+        range: same,
+        kind: Kind::Same,
+        receipt: Receipt::unread(Generation::NEVER_DIRECT),
+    };
+    let parent = decode(V2).unwrap();
+    let mut header = header(plain.len() as u64);
+    header.parent = Some(ParentRecord {
+        frozen: parent.header.frozen,
+        root: parent.end.root,
+    });
+    let (mut encoder, first) = Encoder::new(&header);
+    let mut image = first.to_vec();
+    for record in records {
+        let bytes = &plain[usize::try_from(record.range.start()).unwrap()..]
+            [..usize::try_from(record.range.len()).unwrap()];
+        let leaves = SecondLeaf.leaves(same).unwrap();
+        let content = match record.kind {
+            Kind::Same => Content::Same(&leaves),
+            _ => Content::Bytes(bytes),
+        };
+        let piece = compress_piece(record.range, content, &[record], DEFAULT_LEVEL);
+        image.extend(encoder.append(piece).unwrap().concat());
+    }
+    let (rest, end) = encoder.finish(Totals::default()).unwrap();
+    image.extend(rest.concat());
+    if std::env::var_os("BLESS").is_some() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/image/golden");
+        std::fs::write(format!("{folder}/v2-incremental.vbi.zst"), &image).unwrap();
+    }
+    let (_, _, full) = encode(&now);
+    assert_eq!(end.root, full.root, "that of a full image");
+    let decoded = decode_over(V2_INCREMENTAL, 1000, Some(Box::new(SecondLeaf))).unwrap();
+    assert_eq!(decoded.end, end);
+    assert!(
+        decoded.plain == plain,
+        "zeroes stand for what is the parent's, and here they are"
+    );
+    assert!(
+        image == V2_INCREMENTAL,
+        "the writer writes other bytes than version 2"
+    );
+    let alone = decode(V2_INCREMENTAL).unwrap_err();
+    assert!(matches!(alone, ImageError::ParentMissing { parent } if parent == header.parent.unwrap().frozen));
 }

@@ -1,5 +1,6 @@
 //! The format proven on images that are built here.
 
+mod checkpoints;
 mod document;
 mod forge;
 mod golden;
@@ -16,7 +17,7 @@ use volmap::range::ByteRange;
 
 use super::{
     Content, DEFAULT_LEVEL, Decoder, Encoder, End, Event, Header, ImageError, Kind, LEAF, LunProof,
-    LunRecord, Receipt, Record, StoreRecord, Totals, Transport, compress_piece,
+    LunRecord, ParentLeaves, Receipt, Record, StoreRecord, Totals, Transport, compress_piece,
 };
 
 /// A stretch of a volume for a test.
@@ -36,6 +37,7 @@ pub(super) fn header(size: u64) -> Header {
     Header {
         image: Uuid::from_u128(0x11),
         frozen: Uuid::from_u128(0x22),
+        parent: None,
         size,
         created: 1_795_305_600,
         volume: "vol".into(),
@@ -63,6 +65,7 @@ pub(super) fn header(size: u64) -> Header {
             },
         ],
         software: "proxy-client test".into(),
+        job: None,
     }
 }
 
@@ -151,12 +154,22 @@ pub(super) struct Decoded {
 
 /// Decodes a file that is pushed in steps of `step` bytes.
 pub(super) fn decode_in(image: &[u8], step: usize) -> Result<Decoded, ImageError> {
-    let mut decoder = Decoder::new();
+    decode_over(image, step, None)
+}
+
+/// The same of an image that continues another.
+pub(super) fn decode_over(
+    image: &[u8],
+    step: usize,
+    parent: Option<Box<dyn ParentLeaves>>,
+) -> Result<Decoded, ImageError> {
+    let mut decoder = Decoder::new().with_parent(parent);
     let (mut header, mut plain, mut records) = (None, Vec::new(), Vec::new());
     for bytes in image.chunks(step) {
         decoder.push(bytes);
         while let Some(event) = decoder.next_event()? {
             match event {
+                Event::Checkpoint(_) => {}
                 Event::Header(found) => header = Some(*found),
                 Event::Records(found) => found
                     .into_iter()

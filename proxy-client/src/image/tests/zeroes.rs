@@ -49,7 +49,7 @@ fn read(image: &[u8]) -> (u64, End) {
                     at = range.end();
                 }
                 Event::Data { .. } => panic!("there is no data"),
-                Event::Header(_) | Event::Records(_) => {}
+                Event::Header(_) | Event::Records(_) | Event::Checkpoint(_) => {}
             }
         }
     }

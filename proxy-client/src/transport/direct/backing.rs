@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
+use crate::directory::directory_of;
 use crate::file_id::FileId;
 
 /// Whether the bytes of `output` (which need not exist yet) lie on `lun`, or are it: through its file system, partitions,
@@ -22,10 +23,7 @@ pub fn lies_on(output: &Path, lun: &Path) -> io::Result<bool> {
     let mut next = match fs::metadata(output) {
         Ok(metadata) => vec![FileId::of(&metadata)],
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let directory = output
-                .parent()
-                .filter(|p| !p.as_os_str().is_empty())
-                .unwrap_or(Path::new("."));
+            let directory = directory_of(output);
             let mut holders = vec![FileId::Device(fs::metadata(directory)?.dev())];
             holders.extend(mounted_from(directory));
             holders

@@ -6,7 +6,7 @@ use volmap::identity::Identity;
 use volmap::range::ByteRange;
 
 use super::published::Published;
-use crate::nbd::{Connection, NbdError, list_contexts};
+use crate::nbd::{BufferPool, Connection, Deadlines, NbdError, list_contexts_within};
 use crate::plan::mapped::{ContextChunk, ContextRole, MappedExtent, merge_chunks};
 
 /// Longest range of a BLOCK_STATUS with 32-bit lengths.
@@ -33,12 +33,14 @@ impl Link {
     ///
     /// # Errors
     /// [`NbdError`].
-    pub async fn open(uri: &NbdUri, luns: &[Identity]) -> Result<Self, NbdError> {
+    pub async fn open(uri: &NbdUri, luns: &[Identity], deadlines: Deadlines) -> Result<Self, NbdError> {
         let mut attempt = 1;
         let (mut published, connection, selected) = loop {
-            let listed = list_contexts(uri, Published::queries()).await?;
+            let listed = list_contexts_within(uri, Published::queries(), deadlines).await?;
             let published = Published::from_names(listed.iter().map(|name| name.as_str()));
-            let connection = Connection::connect(uri, published.selection(luns)).await?;
+            let selection = published.selection(luns);
+            let connection =
+                Connection::connect_with(uri, selection, deadlines, BufferPool::default()).await?;
             let contexts = &connection.session().contexts;
             let selected = Published::from_names(contexts.iter().map(|context| context.name.as_str())).frozen;
             // Between the two connections the name may have gone to another frozen image, which then was not selected.

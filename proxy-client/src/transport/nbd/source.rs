@@ -1,13 +1,15 @@
 //! The frozen image behind a URI, through as many connections as it takes.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use nbd_export::proto::{Errno, TransmissionFlags};
 use nbd_export::uri::NbdUri;
-use tokio::sync::RwLock;
-use tokio::time::sleep;
+use tokio::sync::{OnceCell, RwLock};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 use volmap::identity::Identity;
 use volmap::map::Content;
@@ -16,19 +18,20 @@ use volmap::range::ByteRange;
 use super::link::{Link, LinkError};
 use super::published::Published;
 use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::{BufferPool, Connection, NbdError, PoolOptions};
 use crate::pipeline::FrozenSource;
 use crate::plan::mapped::MappedExtent;
 
-/// Waits before each attempt to take a lost connection up again: a restarted host is back within seconds, and one that is
-/// gone should not hold the job for long.
-const RECONNECT_WAITS: [Duration; 6] = [
-    Duration::from_millis(100),
-    Duration::from_millis(300),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(4),
-    Duration::from_secs(8),
-];
+/// First and longest wait before a lost connection is taken up again: a restarted host is back within seconds, and one that is not
+/// should not be pestered.
+const RECONNECT_WAIT: Range<Duration> = Duration::from_millis(100)..Duration::from_secs(8);
+
+/// How long a connection beside the first may take: a host that has no room for it does not always say so.
+const EXTRA_CONNECTION: Duration = Duration::from_secs(3);
+
+/// Reads through the first connection until another is opened beside it. A backup that is direct has few, and another session is
+/// work for the host.
+const READS_ON_FIRST: usize = 4;
 
 /// How often one request is made again because its connection was lost: a server that drops every connection at the
 /// same request would otherwise hold the job for ever.
@@ -37,14 +40,24 @@ const ATTEMPTS: usize = 4;
 /// How often contexts are listed again because a location is on a disk that has none yet (law P4).
 const RELISTINGS: u32 = 8;
 
+/// A connection that is taken up again when it is lost.
+type Slot = RwLock<Arc<Link>>;
+
 /// A frozen image that a host exports.
 pub struct NbdSource {
     uri: NbdUri,
     luns: Vec<Identity>,
+    options: PoolOptions,
     frozen: Option<Uuid>,
     size: u64,
-    link: RwLock<Arc<Link>>,
+    /// What is asked about the map goes through this one, so that it waits behind no bytes.
+    first: Slot,
+    /// Others for bytes, each opened when it is needed; `None`: the host has no room for it.
+    others: Vec<OnceCell<Option<Slot>>>,
+    reading: AtomicUsize,
+    next: AtomicUsize,
     relistings: AtomicU32,
+    reconnections: AtomicU32,
     /// Why there will be no other connection: the first request that finds out waits for a host, the others do not.
     given_up: OnceLock<(ErrorKind, &'static str)>,
 }
@@ -54,17 +67,51 @@ impl NbdSource {
     ///
     /// # Errors
     /// The host cannot be reached, or has no such export.
-    pub async fn open(uri: NbdUri, luns: Vec<Identity>) -> Result<Self> {
-        let link = Link::open(&uri, &luns)
-            .await
-            .map_err(|error| Error::from(error).of_volume(uri.export.as_str()))?;
+    pub async fn open(uri: NbdUri, luns: Vec<Identity>, options: PoolOptions) -> Result<Self> {
+        let opened = Link::open(&uri, &luns, options.deadlines).await;
+        Self::linked(opened.map_err(Error::from), uri, luns, options)
+    }
+
+    /// The same, for an export that was there before: a host that has it no more thawed it. Whoever is refused for another reason may
+    /// come again.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`]; [`ErrorKind::FrozenImageGone`].
+    pub async fn open_again(uri: NbdUri, luns: Vec<Identity>, options: PoolOptions) -> Result<Self> {
+        let opened = Link::open(&uri, &luns, options.deadlines).await;
+        let opened = opened.map_err(|error| {
+            if !error.is_unknown_export() {
+                return Error::from(error);
+            }
+            let message = "the host does not offer the export (any more)";
+            Error::new(ErrorKind::FrozenImageGone, message).caused_by(error)
+        });
+        Self::linked(opened, uri, luns, options)
+    }
+
+    fn linked(opened: Result<Link>, uri: NbdUri, luns: Vec<Identity>, options: PoolOptions) -> Result<Self> {
+        let link = opened.map_err(|error| error.of_volume(uri.export.as_str()))?;
+        let session = link.connection.session();
+        let frozen = link.published.frozen;
+        // Without a UUID nothing tells whether another connection has the same bytes.
+        let several = frozen.is_some() && session.offers(TransmissionFlags::CAN_MULTI_CONN);
+        let others = if several {
+            options.connections.saturating_sub(1)
+        } else {
+            0
+        };
         Ok(Self {
-            size: link.connection.session().export.size,
-            frozen: link.published.frozen,
+            size: session.export.size,
+            frozen,
             uri,
             luns,
-            link: RwLock::new(Arc::new(link)),
+            options,
+            first: RwLock::new(Arc::new(link)),
+            others: (0..others).map(|_| OnceCell::new()).collect(),
+            reading: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
             relistings: AtomicU32::new(0),
+            reconnections: AtomicU32::new(0),
             given_up: OnceLock::new(),
         })
     }
@@ -76,12 +123,12 @@ impl NbdSource {
 
     /// What the export says of itself.
     pub async fn published(&self) -> Published {
-        self.link.read().await.published.clone()
+        self.first.read().await.published.clone()
     }
 
     /// The export's description, for people and for the image.
     pub async fn description(&self) -> String {
-        self.link
+        self.first
             .read()
             .await
             .connection
@@ -91,22 +138,89 @@ impl NbdSource {
             .clone()
     }
 
+    /// The export's description as it is now: what it says of a copy area changes all the time, and a connection was told only once.
+    ///
+    /// # Errors
+    /// The host cannot be reached, or refuses.
+    pub async fn description_now(&self) -> std::result::Result<String, NbdError> {
+        let opened = Connection::connect_with(
+            &self.uri,
+            Vec::new(),
+            self.options.deadlines,
+            BufferPool::default(),
+        );
+        let connection = opened.await?;
+        let description = connection.session().export.description.clone();
+        connection.disconnect().await;
+        Ok(description)
+    }
+
+    /// How often a lost connection was taken up again.
+    pub fn reconnections(&self) -> u32 {
+        self.reconnections.load(Ordering::Relaxed)
+    }
+
     /// Makes a request, again on another connection where the first was lost.
-    async fn ask<T, F>(&self, request: impl Fn(Arc<Link>) -> F) -> Result<T>
+    async fn ask<T, F>(&self, slot: &Slot, request: impl Fn(Arc<Link>) -> F) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<T, LinkError>>,
+    {
+        self.ask_for(slot, request)
+            .await?
+            .map_err(|error| self.failed(error))
+    }
+
+    /// The same, with what the host says of it.
+    async fn ask_for<T, F>(
+        &self,
+        slot: &Slot,
+        request: impl Fn(Arc<Link>) -> F,
+    ) -> Result<std::result::Result<T, LinkError>>
     where
         F: Future<Output = std::result::Result<T, LinkError>>,
     {
         let mut attempt = 1;
         loop {
-            let link = Arc::clone(&*self.link.read().await);
+            let link = Arc::clone(&*slot.read().await);
             match request(Arc::clone(&link)).await {
-                Ok(answer) => return Ok(answer),
                 Err(LinkError::Nbd(error)) if error.is_connection_lost() && attempt < ATTEMPTS => {
                     tracing::warn!(%error, "the connection to the host is lost");
-                    self.reconnect(&link).await?;
+                    self.reconnect(slot, &link).await?;
                     attempt += 1;
                 }
-                Err(error) => return Err(self.failed(error)),
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    /// The connection for a read beside so many others.
+    async fn slot_for_a_read(&self, beside: usize) -> &Slot {
+        if beside < READS_ON_FIRST || self.others.is_empty() {
+            return &self.first;
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.others.len();
+        let other = self.others[number].get_or_init(|| self.another()).await;
+        other.as_ref().unwrap_or(&self.first)
+    }
+
+    /// Another connection to the same frozen image, if the host has room for it.
+    async fn another(&self) -> Option<Slot> {
+        let opened = timeout(
+            EXTRA_CONNECTION,
+            Link::open(&self.uri, &self.luns, self.options.deadlines),
+        );
+        let link = opened.await.unwrap_or(Err(NbdError::Timeout));
+        match link.map(|link| {
+            self.frozen
+                .is_some_and(|frozen| self.same_image(&link, frozen).is_ok())
+                .then_some(link)
+        }) {
+            Ok(Some(link)) => Some(RwLock::new(Arc::new(link))),
+            // What became of the image the first connection is told, or was told just now.
+            Ok(None) => None,
+            Err(error) => {
+                tracing::debug!(%error, "the host takes no more connections");
+                None
             }
         }
     }
@@ -122,8 +236,8 @@ impl NbdSource {
     }
 
     /// Another connection in the place of `lost`, to the same frozen image.
-    async fn reconnect(&self, lost: &Arc<Link>) -> Result<()> {
-        let mut current = self.link.write().await;
+    async fn reconnect(&self, slot: &Slot, lost: &Arc<Link>) -> Result<()> {
+        let mut current = slot.write().await;
         if !Arc::ptr_eq(&current, lost) {
             // Somebody else was faster.
             return Ok(());
@@ -137,11 +251,18 @@ impl NbdSource {
                 "the connection is lost, and nothing tells whether the server still has the same bytes",
             ));
         };
-        for wait in RECONNECT_WAITS {
+        let deadline = Instant::now() + self.options.reconnect;
+        let mut wait = RECONNECT_WAIT.start;
+        while Instant::now() + wait <= deadline {
             sleep(wait).await;
-            match Link::open(&self.uri, &self.luns).await {
+            wait = (wait * 2).min(RECONNECT_WAIT.end);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let opened = timeout(left, Link::open(&self.uri, &self.luns, self.options.deadlines));
+            match opened.await.unwrap_or(Err(NbdError::Timeout)) {
                 Ok(link) => {
-                    *current = Arc::new(self.same_image(link, frozen)?);
+                    self.same_image(&link, frozen)?;
+                    *current = Arc::new(link);
+                    self.reconnections.fetch_add(1, Ordering::Relaxed);
                     tracing::info!("connected again, to the same frozen image");
                     return Ok(());
                 }
@@ -160,14 +281,14 @@ impl NbdSource {
     }
 
     /// Law P5: another frozen UUID is another image, whatever its name.
-    fn same_image(&self, link: Link, frozen: Uuid) -> Result<Link> {
+    fn same_image(&self, link: &Link, frozen: Uuid) -> Result<()> {
         if link.published.frozen != Some(frozen) {
             return Err(self.gone("another frozen image stands under its name"));
         }
         if link.connection.session().export.size != self.size {
             return Err(self.gone("it has another size now"));
         }
-        Ok(link)
+        Ok(())
     }
 
     fn gone(&self, message: &'static str) -> Error {
@@ -196,7 +317,7 @@ impl FrozenSource for NbdSource {
 
     async fn map(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
         let (extents, link) = self
-            .ask(|link| async move {
+            .ask(&self.first, |link| async move {
                 let extents = link.map(range).await?;
                 Ok((extents, link))
             })
@@ -207,18 +328,51 @@ impl FrozenSource for NbdSource {
         {
             return Ok(extents);
         }
-        self.reconnect(&link).await?;
-        self.ask(|link| async move { link.map(range).await }).await
+        self.reconnect(&self.first, &link).await?;
+        self.ask(&self.first, |link| async move { link.map(range).await })
+            .await
     }
 
     async fn generations(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
-        self.ask(|link| async move { link.generations(range).await })
+        self.ask(&self.first, |link| async move { link.generations(range).await })
             .await
     }
 
     async fn read(&self, range: ByteRange) -> Result<Bytes> {
-        self.ask(|link| async move { read_aligned(&link, range).await })
-            .await
+        let reading = Reading::begin(&self.reading);
+        let slot = self.slot_for_a_read(reading.beside).await;
+        let read = self.ask_for(slot, |link| async move { read_aligned(&link, range).await });
+        read.await?.map_err(|error| match error {
+            LinkError::Nbd(NbdError::Server(error)) if error.errno == Errno::Io => {
+                Error::new(ErrorKind::HostCannotRead, "the host cannot read its disk")
+                    .caused_by(error)
+                    .of_volume(self.uri.export.as_str())
+                    .in_range(range)
+            }
+            error => self.failed(error),
+        })
+    }
+}
+
+/// A read under way.
+struct Reading<'a> {
+    all: &'a AtomicUsize,
+    /// Others that were under way when it began.
+    beside: usize,
+}
+
+impl<'a> Reading<'a> {
+    fn begin(all: &'a AtomicUsize) -> Self {
+        Self {
+            beside: all.fetch_add(1, Ordering::Relaxed),
+            all,
+        }
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

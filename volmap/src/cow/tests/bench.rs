@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use crate::cow::tests::memory::{Hooks, Memory, Moment, Side};
+use crate::cow::tests::memory::{Hooks, Memory, Moment, Operation, Side};
 use crate::cow::{CopyOptions, CopyUnit, CowError, Ground, OnFull, Origin, Survey, Witness};
-use crate::frozen::{Attestation, FrozenError, FrozenImage, StatusExtent};
+use crate::frozen::{Attestation, FrozenError, FrozenImage, Status, StatusExtent};
 use crate::generation::GenerationClock;
 use crate::identity::Identity;
 use crate::limits::COPY_AREA_HEADER;
@@ -15,14 +15,14 @@ use crate::range::ByteRange;
 use crate::storage::Standing;
 use crate::store::{Below, Store, StoreGraph, StoreId, StoreKind};
 
-pub(super) struct Bench {
-    pub(super) live: Arc<Origin>,
+pub(crate) struct Bench {
+    pub(crate) live: Arc<Origin>,
     pub(super) origin: Memory,
     pub(super) copy_area: Memory,
     pub(super) standing: Arc<Mutex<Standing>>,
     /// Whether somebody else opened the origin; a survey renews the guard.
     pub(super) was_open: Arc<AtomicBool>,
-    pub(super) hooks: Hooks,
+    pub(crate) hooks: Hooks,
 }
 
 #[derive(Clone)]
@@ -47,10 +47,13 @@ impl Ground for MemoryGround {
             !self.origin.is_dirty(),
             "a map shows nothing of what is not on the device"
         );
-        let origin_was_open = alone && self.was_open.swap(false, Ordering::SeqCst);
-        if origin_was_open {
-            *self.standing.lock().unwrap() = Standing::Good;
-        }
+        let mut origin_was_open = false;
+        self.origin.around(Operation::Survey, 0, || {
+            origin_was_open = alone && self.was_open.swap(false, Ordering::SeqCst);
+            if origin_was_open {
+                *self.standing.lock().unwrap() = Standing::Good;
+            }
+        })?;
         let mut graph = StoreGraph::new();
         let [origin, copy_area] = ["origin", "copy"].map(|name| Identity::new("id", name).unwrap());
         let [origin, copy_area] =
@@ -80,17 +83,25 @@ pub(super) fn original(offset: u64) -> u8 {
     (offset.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 57) as u8 | 0x80
 }
 
+/// With a deadline that no test comes to on a busy machine.
+fn usual() -> CopyOptions {
+    CopyOptions {
+        window_max: Duration::from_secs(600),
+        ..CopyOptions::default()
+    }
+}
+
 impl Bench {
     /// An origin of `size` bytes with data in `filled`.
     pub(super) fn new(size: u64, slots: u64, filled: &[ByteRange]) -> Self {
-        Self::with(size, slots, filled, CopyOptions::default())
+        Self::with(size, slots, filled, usual())
     }
 
     /// `size` bytes, all data, whose writers are held when the copy area is full.
     pub(super) fn holding(size: u64, slots: u64, limit: Duration) -> Self {
         let options = CopyOptions {
             on_full: OnFull::Hold(limit),
-            ..CopyOptions::default()
+            ..usual()
         };
         Self::with(size, slots, &[ByteRange::new(0, size).unwrap()], options)
     }
@@ -99,7 +110,16 @@ impl Bench {
     pub(super) fn in_units(unit: u64, size: u64, slots: u64) -> Self {
         let options = CopyOptions {
             unit: CopyUnit::new(unit).unwrap(),
-            ..CopyOptions::default()
+            ..usual()
+        };
+        Self::with(size, slots, &[ByteRange::new(0, size).unwrap()], options)
+    }
+
+    /// `size` bytes, all data, whose freezes hold writers for so long at most.
+    pub(super) fn hurried(size: u64, slots: u64, window_max: Duration) -> Self {
+        let options = CopyOptions {
+            window_max,
+            ..usual()
         };
         Self::with(size, slots, &[ByteRange::new(0, size).unwrap()], options)
     }
@@ -135,7 +155,7 @@ impl Bench {
     }
 
     /// `size` bytes, all data.
-    pub(super) fn full(size: u64, slots: u64) -> Self {
+    pub(crate) fn full(size: u64, slots: u64) -> Self {
         Self::new(size, slots, &[ByteRange::new(0, size).unwrap()])
     }
 
@@ -154,7 +174,7 @@ impl Bench {
         between: impl FnOnce(),
     ) -> u64 {
         let whole = ByteRange::new(0, image.size()).unwrap();
-        let Ok(learnt) = image.status(whole, usize::MAX) else {
+        let Ok(Status { extents: learnt, .. }) = image.status(whole, usize::MAX) else {
             return 0;
         };
         assert_covers(whole, &learnt);
@@ -175,7 +195,7 @@ impl Bench {
             })
             .collect();
         between();
-        let Ok(now) = image.status(whole, usize::MAX) else {
+        let Ok(Status { extents: now, .. }) = image.status(whole, usize::MAX) else {
             return 0;
         };
         let mut kept = 0;
@@ -219,7 +239,7 @@ pub(super) fn read_all(image: &dyn FrozenImage) -> Result<Vec<u8>, FrozenError> 
 }
 
 /// Holds the first thread that comes to a moment, until it is let go.
-pub(super) struct Hold {
+pub(crate) struct Hold {
     arrived: mpsc::Receiver<()>,
     go: mpsc::Sender<()>,
 }
@@ -227,7 +247,7 @@ pub(super) struct Hold {
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Hold {
-    pub(super) fn at(hooks: &Hooks, wanted: impl Fn(Moment) -> bool + Send + Sync + 'static) -> Self {
+    pub(crate) fn at(hooks: &Hooks, wanted: impl Fn(Moment) -> bool + Send + Sync + 'static) -> Self {
         let (arrive, arrived) = mpsc::channel();
         let (go, wait) = mpsc::channel();
         let once = Mutex::new(Some((arrive, wait)));
@@ -244,13 +264,13 @@ impl Hold {
         Self { arrived, go }
     }
 
-    pub(super) fn wait(&self) {
+    pub(crate) fn wait(&self) {
         self.arrived
             .recv_timeout(PATIENCE)
             .expect("somebody comes to the moment");
     }
 
-    pub(super) fn release(self) {
+    pub(crate) fn release(self) {
         self.go.send(()).unwrap();
     }
 }

@@ -3,19 +3,20 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use crate::cow::tests::bench::{Bench, Hold, read_all};
 use crate::cow::tests::model::Dice;
 use crate::cow::tests::races::{REQUESTS, between_switch_and_write};
-use crate::frozen::FrozenImage;
-use crate::limits::COPY_UNIT;
+use crate::frozen::{FrozenImage, NoLineage};
+use crate::limits::{COPY_UNIT, LINEAGE_MAX};
 use crate::storage::Standing;
 
 /// Units that changed, by the map of the newer image.
 pub(super) fn changed(newer: &dyn FrozenImage, older: &dyn FrozenImage) -> Option<BTreeSet<u64>> {
-    let map = newer.changed_since(older.description().uuid)?;
+    let map = newer.changed_since(older).ok()?;
     assert_eq!((map.size(), map.granule()), (newer.size(), COPY_UNIT));
     let units = newer.size().div_ceil(COPY_UNIT);
     Some(
@@ -35,12 +36,11 @@ fn every_kind_of_request_is_marked_also_before_the_first_freeze_and_while_none_l
     let live = &bench.live;
     live.write_at(9 * COPY_UNIT, &[1], false).unwrap();
     let one = live.freeze().unwrap();
-    one.keep_lineage();
     live.write_at(COPY_UNIT - 1, &[1; 2], false).unwrap();
     live.write_at(5, &[], false).unwrap();
     live.trim(3 * COPY_UNIT + 7, 1, false).unwrap();
     live.write_zeroes(4 * COPY_UNIT, 1, true, false).unwrap();
-    one.thaw();
+    assert!(one.keep_as_parent());
     live.write_zeroes(5 * COPY_UNIT, 1, false, false).unwrap();
     live.write_zeroes_fast(7 * COPY_UNIT, COPY_UNIT, false, false)
         .unwrap();
@@ -51,12 +51,8 @@ fn every_kind_of_request_is_marked_also_before_the_first_freeze_and_while_none_l
     assert!(live.write_at(10 * COPY_UNIT, &[1], false).is_err());
     let two = live.freeze().unwrap();
     live.write_at(8 * COPY_UNIT, &[1], false).unwrap();
-    assert_eq!(two.lineage(), [one.description().uuid]);
     assert_eq!(changed(&*two, &*one), units([0, 1, 3, 4, 5, 7]));
-    assert_eq!(
-        two.changed_since(one.description().uuid).unwrap().changed_bytes(),
-        6 * COPY_UNIT
-    );
+    assert_eq!(two.changed_since(&*one).unwrap().changed_bytes(), 6 * COPY_UNIT);
 }
 
 #[test]
@@ -67,41 +63,43 @@ fn a_lineage_lasts_as_long_as_the_image_lives_or_is_asked_for() {
         bench.live.freeze().unwrap()
     };
     let [a, b, c, d] = [0, 1, 2, 3].map(freeze_after);
-    b.keep_lineage();
     assert_eq!(changed(&*d, &*a), units([1, 2, 3]));
-    for image in [&a, &b, &c] {
+    assert!(b.keep_as_parent());
+    assert!(read_all(&*b).is_err(), "nobody reads it any more");
+    for image in [&a, &c] {
         image.thaw();
     }
-    assert_eq!(d.lineage(), [b.description().uuid]);
-    assert_eq!(changed(&*d, &*a), None);
+    assert_eq!(d.changed_since(&*a), Err(NoLineage::Forgotten));
     assert_eq!(
         changed(&*d, &*b),
         units([2, 3]),
         "with what was written since the one between"
     );
     assert_eq!(changed(&*c, &*b), None, "a thawed image answers nothing");
-    drop(b);
+    assert_eq!(changed(&*b, &*d), None, "an older one knows nothing of the newer");
     let e = freeze_after(0);
-    let b = e.lineage()[0];
-    assert_eq!(e.lineage(), [b, d.description().uuid]);
-    assert!(e.changed_since(b).is_some());
-    assert!(!bench.live.forget_lineage(d.description().uuid), "it lives");
-    assert!(bench.live.forget_lineage(b));
-    assert!(!bench.live.forget_lineage(b));
-    assert!(e.changed_since(b).is_none());
+    assert_eq!(changed(&*e, &*b), units([0, 2, 3]));
+    b.thaw();
+    assert_eq!(changed(&*e, &*b), None);
     assert_eq!(changed(&*e, &*d), units([0]));
+    drop(d);
+    let f = freeze_after(1);
+    assert_eq!(changed(&*f, &*e), units([1]));
+    let other = Bench::full(4 * COPY_UNIT, 4);
+    let stranger = other.live.freeze().unwrap();
+    assert_eq!(stranger.changed_since(&*f), Err(NoLineage::Unrelated));
 }
 
 #[test]
 fn a_full_copy_area_costs_the_image_and_not_the_lineage() {
     let bench = Bench::full(4 * COPY_UNIT, 1);
     let one = bench.live.freeze().unwrap();
-    one.keep_lineage();
     bench
         .live
         .write_at(0, &vec![1; 3 * COPY_UNIT as usize], false)
         .unwrap();
     assert!(read_all(&*one).is_err());
+    assert!(one.keep_as_parent());
     let two = bench.live.freeze().unwrap();
     assert_eq!(changed(&*two, &*one), units([0, 1, 2]));
 }
@@ -111,19 +109,51 @@ fn a_lineage_ends_where_somebody_else_may_have_written() {
     let bench = Bench::full(2 * COPY_UNIT, 8);
     let freeze = || bench.live.freeze();
     let one = freeze().unwrap();
-    one.keep_lineage();
-    one.thaw();
+    assert!(one.keep_as_parent());
     bench.was_open.store(true, Ordering::SeqCst);
     let two = freeze().unwrap();
-    assert_eq!((two.lineage(), changed(&*two, &*one)), (Vec::new(), None));
-    two.keep_lineage();
-    two.thaw();
-    assert_eq!(freeze().unwrap().lineage(), [two.description().uuid]);
+    assert_eq!(changed(&*two, &*one), None);
+    assert!(two.keep_as_parent());
+    assert_eq!(changed(&*freeze().unwrap(), &*two), units([]));
     // A freeze that failed may have renewed the guard.
     *bench.standing.lock().unwrap() = Standing::ContentLost("a writer".into());
     assert!(freeze().is_err());
     *bench.standing.lock().unwrap() = Standing::Good;
-    assert!(freeze().unwrap().lineage().is_empty());
+    assert_eq!(changed(&*freeze().unwrap(), &*two), None);
+    for forgotten in [one, two] {
+        assert!(!forgotten.can_be_parent() && !forgotten.keep_as_parent());
+    }
+}
+
+#[test]
+fn whether_an_image_can_be_a_parent_is_told_without_a_wait_and_while_it_is_remembered() {
+    let bench = Bench::full(2 * COPY_UNIT, 40);
+    let one = bench.live.freeze().unwrap();
+    assert!(one.can_be_parent());
+    assert!(read_all(&*one).is_ok(), "asking ends nothing");
+    assert!(one.keep_as_parent() && one.can_be_parent());
+    // Not even for a write that lasts: whoever waited for it to end would hold up all later ones.
+    let hold = Hold::at(&bench.hooks, between_switch_and_write);
+    let two = bench.live.freeze().unwrap();
+    let told = thread::scope(|scope| {
+        let writer = scope.spawn(|| bench.live.write_at(0, &[1], false).unwrap());
+        hold.wait();
+        let (done, told) = mpsc::channel();
+        let one = &one;
+        scope.spawn(move || done.send(one.can_be_parent()));
+        let told = told.recv_timeout(Duration::from_secs(10));
+        hold.release();
+        writer.join().unwrap();
+        told
+    });
+    assert_eq!(told, Ok(true));
+    drop(two);
+    let later: Vec<_> = std::iter::repeat_with(|| bench.live.freeze().unwrap())
+        .take(LINEAGE_MAX)
+        .inspect(|image| assert!(image.keep_as_parent()))
+        .collect();
+    assert!(later.iter().all(|image| image.can_be_parent()));
+    assert!(!one.can_be_parent() && !one.keep_as_parent());
 }
 
 #[test]
@@ -159,15 +189,13 @@ fn a_writer_that_was_held_over_a_freeze_belongs_behind_it() {
             thread::yield_now();
         }
         let made = (bench.live.freeze().unwrap(), bench.snapshot());
-        one.keep_lineage();
-        one.thaw();
+        assert!(one.keep_as_parent());
         writer.join().unwrap();
         made
     });
     assert!(read_all(&*two).unwrap() == content);
     assert_eq!(changed(&*two, &*one), units([0]));
-    two.keep_lineage();
-    two.thaw();
+    assert!(two.keep_as_parent());
     let three = bench.live.freeze().unwrap();
     assert_eq!(changed(&*three, &*two), units([1]));
 }

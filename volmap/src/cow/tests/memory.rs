@@ -12,23 +12,25 @@ use crate::storage::Backing;
 const PAGE: u64 = 4096;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Side {
+pub(crate) enum Side {
     Origin,
     CopyArea,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Operation {
+pub(crate) enum Operation {
     Read,
     Write,
     WriteThrough,
     Punch,
     Sync,
+    /// Of the ground of an origin.
+    Survey,
 }
 
 /// A moment at which the hook is called.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Moment {
+pub(crate) struct Moment {
     pub(super) side: Side,
     pub(super) operation: Operation,
     /// Whether the operation has completed.
@@ -40,7 +42,7 @@ type Hook = Arc<dyn Fn(Moment) -> io::Result<()> + Send + Sync>;
 
 /// The hook of both backings of a bench.
 #[derive(Clone, Default)]
-pub(super) struct Hooks(Arc<Mutex<Option<Hook>>>);
+pub(crate) struct Hooks(Arc<Mutex<Option<Hook>>>);
 
 impl Hooks {
     pub(super) fn set(&self, hook: impl Fn(Moment) -> io::Result<()> + Send + Sync + 'static) {
@@ -106,7 +108,7 @@ impl Memory {
         });
     }
 
-    fn around(&self, operation: Operation, offset: u64, work: impl FnOnce()) -> io::Result<()> {
+    pub(super) fn around(&self, operation: Operation, offset: u64, work: impl FnOnce()) -> io::Result<()> {
         let moment = |done| Moment {
             side: self.side,
             operation,
@@ -118,7 +120,7 @@ impl Memory {
         match operation {
             Operation::Write | Operation::Punch => self.dirty.store(true, Ordering::SeqCst),
             Operation::Sync => self.dirty.store(false, Ordering::SeqCst),
-            Operation::Read | Operation::WriteThrough => {}
+            Operation::Read | Operation::WriteThrough | Operation::Survey => {}
         }
         self.hooks.call(moment(true))
     }

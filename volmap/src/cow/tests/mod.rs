@@ -4,14 +4,15 @@
     reason = "sizes of tests fit everywhere; a truncated random number is as random"
 )]
 
-mod bench;
+pub(crate) mod bench;
 mod cost;
 mod durability;
 mod files;
 mod holding;
 mod lineage;
-mod memory;
+pub(crate) mod memory;
 mod model;
-mod races;
+pub(crate) mod races;
 mod several;
+mod together;
 mod trouble;

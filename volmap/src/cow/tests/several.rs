@@ -149,7 +149,7 @@ fn every_image_has_switched_by_a_generation_of_its_own_before_the_origin_changes
     let bench = Bench::full(2 * COPY_UNIT, 8);
     let images = [(); 3].map(|()| bench.live.freeze().unwrap());
     let unit = ByteRange::new(0, COPY_UNIT).unwrap();
-    let status = |image: &dyn FrozenImage| image.status(unit, 2).unwrap()[0];
+    let status = |image: &dyn FrozenImage| image.status(unit, 2).unwrap().extents[0];
     let before = images.each_ref().map(|image| status(&**image));
     let hold = Hold::at(&bench.hooks, between_switch_and_write);
     thread::scope(|scope| {

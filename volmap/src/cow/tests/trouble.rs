@@ -211,7 +211,7 @@ fn a_lost_mapping_takes_the_locations_and_leaves_the_bytes() {
     *bench.standing.lock().unwrap() = Standing::MappingLost("a reader".into());
     let whole = ByteRange::new(0, 2 * COPY_UNIT).unwrap();
     for _ in 0..2 {
-        let extents = image.status(whole, usize::MAX).unwrap();
+        let extents = image.status(whole, usize::MAX).unwrap().extents;
         assert_eq!(extents.len(), 1);
         assert!(!extents[0].generation.is_direct() && extents[0].place.is_none());
         assert!(read_all(&*image).unwrap() == frozen);
@@ -272,6 +272,7 @@ fn a_large_sparse_volume_with_a_short_last_unit() {
         image
             .status(ByteRange::new(0, size).unwrap(), usize::MAX)
             .unwrap()
+            .extents
     };
     let before = status(&*image);
     let contents: Vec<Content> = before.iter().map(|e| e.content).collect();

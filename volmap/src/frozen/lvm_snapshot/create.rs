@@ -1,24 +1,19 @@
-//! Making a snapshot for a frozen image, and removing it.
+//! A snapshot for a frozen image: what it needs before it is taken, and what is made of it then.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use uuid::Uuid;
-
+use super::METHOD;
 use super::exception_store::Geometry;
 use super::image::{LvmSnapshotImage, Snapshot};
 use super::kernel::KernelSnapshot;
-use super::{METHOD, STRENGTH};
-use crate::frozen::new_snapshot::{NewSnapshot, warn_of_leftovers};
+use crate::frozen::new_snapshot::{self, PreparedOrigin, TakenSnapshot};
 use crate::frozen::{Attestation, Description, FreezeError, Stability};
 use crate::generation::GenerationClock;
 use crate::layers::Layers;
 use crate::limits::{COPY_AREA_DEFAULT_MIN, COPY_UNIT};
-use crate::lvm::{LogicalVolume, LvKind, Lvm};
-use crate::sys::DeviceNumber;
+use crate::lvm::{LogicalVolume, LvKind};
 
 /// How large the copy area of a snapshot is to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,19 +47,62 @@ pub(crate) fn fits(volume: &LogicalVolume) -> Result<(), &'static str> {
         LvKind::Snapshot => {
             Err("it is a snapshot itself; one that is read-only is frozen already: --freeze static")
         }
-        LvKind::Thin => Err("it is a thin volume"),
-        LvKind::Internal => Err("it is a part of another logical volume"),
+        LvKind::Thin => Err("it is a thin volume: lvm-thin is for those"),
+        LvKind::Internal => Err("it is a part of another logical volume: freeze that one"),
     }
 }
 
-/// Freezes a logical volume by a snapshot of it.
+/// How large the snapshot of a logical volume becomes, in bytes.
 ///
 /// # Errors
-/// [`FreezeError::Unfit`], [`FreezeError::NoRoom`], [`FreezeError::Lvm`], or those of mapping. Nothing is left behind then.
-pub(crate) fn freeze(
+/// [`FreezeError::NoRoom`]: its group has less left.
+pub(crate) fn room(
+    path: &Path,
+    size: Option<SnapshotSize>,
+    origin: &LogicalVolume,
+) -> Result<u64, FreezeError> {
+    let wanted = SnapshotSize::bytes(size, origin.size, Geometry::ours());
+    if wanted <= origin.group_free {
+        return Ok(wanted);
+    }
+    Err(FreezeError::NoRoom {
+        path: path.to_owned(),
+        group: origin.name.group().to_owned(),
+        free: origin.group_free,
+        wanted,
+    })
+}
+
+/// A logical volume that a snapshot can be made of.
+///
+/// # Errors
+/// [`FreezeError::Unfit`], [`FreezeError::NoRoom`], [`FreezeError::Lvm`].
+pub(crate) fn prepare(
     path: &Path,
     volume: &File,
     size: Option<SnapshotSize>,
+) -> Result<PreparedOrigin, FreezeError> {
+    let (lvm, origin) = new_snapshot::origin_behind(path, volume, METHOD, fits)?;
+    let chunk = format!("{COPY_UNIT}b");
+    // LVM takes whole sectors, and makes whole extents of them.
+    let wanted = room(path, size, &origin)?.div_ceil(COPY_UNIT) * COPY_UNIT;
+    let wanted = format!("{wanted}b");
+    let arguments = ["--chunksize", &chunk, "--size", &wanted].map(str::to_owned);
+    Ok(PreparedOrigin::new(
+        lvm,
+        origin,
+        LvKind::Snapshot,
+        arguments.into(),
+    ))
+}
+
+/// Maps a snapshot that was taken, and makes the frozen image of it.
+///
+/// # Errors
+/// [`FreezeError::Map`], [`FreezeError::Slipped`]. The snapshot is removed then.
+pub(crate) fn finish(
+    path: &Path,
+    taken: TakenSnapshot,
     layers: &Arc<Layers>,
     clock: &Arc<GenerationClock>,
 ) -> Result<LvmSnapshotImage, FreezeError> {
@@ -72,51 +110,16 @@ pub(crate) fn freeze(
         path: path.to_owned(),
         source,
     };
-    let by_lvm = |source| FreezeError::Lvm {
-        path: path.to_owned(),
-        source,
-    };
-    let unfit = |why| FreezeError::Unfit {
-        path: path.to_owned(),
-        method: METHOD,
-        why,
-    };
-    let device = DeviceNumber::from_stat(volume.metadata().map_err(not_mapped)?.rdev());
-    let (lvm, origin) = Lvm::behind(device)
-        .map_err(by_lvm)?
-        .ok_or_else(|| unfit("it is no logical volume"))?;
-    fits(&origin).map_err(unfit)?;
-    let wanted = SnapshotSize::bytes(size, origin.size, Geometry::ours());
-    if wanted > origin.group_free {
-        return Err(FreezeError::NoRoom {
-            path: path.to_owned(),
-            group: origin.name.group().to_owned(),
-            free: origin.group_free,
-            wanted,
-        });
-    }
-    warn_of_leftovers(&lvm, &origin.name);
-    let uuid = Uuid::new_v4();
-    // What was written before this is in the frozen image.
-    let frozen_at = SystemTime::now();
-    let chunk = format!("{COPY_UNIT}b");
-    // LVM takes whole sectors, and makes whole extents of them.
-    let wanted = format!("{}b", wanted.div_ceil(COPY_UNIT) * COPY_UNIT);
-    let arguments = ["--chunksize", &chunk, "--size", &wanted];
-    let (new, device) =
-        NewSnapshot::make(lvm, &origin.name, uuid, LvKind::Snapshot, &arguments).map_err(by_lvm)?;
+    let (uuid, strength, frozen_at) = (taken.uuid(), taken.strength(), taken.instant());
+    let (new, device) = taken.into_snapshot(path)?;
     let snapshot = KernelSnapshot::open(device, new, layers).map_err(not_mapped)?;
     let (size, geometry) = (snapshot.size().map_err(not_mapped)?, snapshot.geometry());
     let survey = snapshot.survey()?;
     let description = Description {
         uuid,
         method: METHOD,
-        strength: STRENGTH,
-        stability: if survey.graph.reaches_disk() {
-            Stability::Moves
-        } else {
-            Stability::Opaque
-        },
+        strength,
+        stability: Stability::Moves.on(&survey.graph),
         attestation: Attestation::Witnessed,
         frozen_at,
     };

@@ -1,19 +1,27 @@
 //! The frozen image: map, generations and both witnesses of a snapshot.
 
+mod lineage;
+
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::exception_store::{Geometry, StoreError};
 use super::log::{Log, Source};
 use super::table::Sample;
-use crate::frozen::{Description, FrozenError, FrozenImage, StatusExtent};
+use crate::frozen::graph_cell::GraphCell;
+use crate::frozen::loss::Loss;
+use crate::frozen::{
+    ChangedMap, Description, FreeSpace, FrozenError, FrozenImage, NoFreeSpace, NoLineage, Status,
+    StatusExtent, Strength,
+};
 use crate::generation::{Generation, GenerationClock};
-use crate::limits::{LOG_PATIENCE, LOG_POLL};
+use crate::limits::{LOG_PATIENCE, LOG_POLL, REMAP_PAUSE, REMAP_SHARE};
 use crate::map::{Content, Extent};
 use crate::range::ByteRange;
 use crate::store::{Place, StoreGraph, StoreId};
+use crate::sys::DeviceNumber;
 
 /// A snapshot as the kernel keeps it. Tests have a model of it.
 pub(super) trait Snapshot: Send + Sync {
@@ -31,6 +39,15 @@ pub(super) trait Snapshot: Send + Sync {
     /// # Errors
     /// [`FrozenError::Gone`] where the device has another table by now.
     fn survey(&self) -> Result<Survey, FrozenError>;
+
+    /// What it is a snapshot of: the device that holds the origin's bytes.
+    fn origin(&self) -> DeviceNumber;
+
+    /// What nobody has of the file system on it.
+    ///
+    /// # Errors
+    /// [`NoFreeSpace`].
+    fn free_space(&self) -> Result<FreeSpace, NoFreeSpace>;
 
     /// Removes it, once.
     fn remove(&self);
@@ -75,9 +92,13 @@ enum Confirmed {
 
 struct State {
     log: Log,
+    origin: StoreId,
+    store: StoreId,
     witness: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Why there are no places any more, for good.
     places_lost: Option<String>,
+    /// A survey where none was of use a moment ago: not before this.
+    next_survey: Instant,
 }
 
 /// A frozen image on a classic snapshot. Dropped, it is thawed.
@@ -85,15 +106,13 @@ pub(crate) struct LvmSnapshotImage {
     description: Description,
     size: u64,
     geometry: Geometry,
-    graph: StoreGraph,
-    origin: StoreId,
-    store: StoreId,
     clock: Arc<GenerationClock>,
     patience: Patience,
     snapshot: Box<dyn Snapshot>,
+    /// Written under the lock of the state, and read without it.
+    graph: GraphCell,
     state: Mutex<State>,
-    /// Why the content is lost (law H6).
-    gone: OnceLock<String>,
+    loss: Loss,
 }
 
 impl LvmSnapshotImage {
@@ -107,21 +126,22 @@ impl LvmSnapshotImage {
     ) -> Self {
         let unmapped = (!survey.graph.reaches_disk()).then(|| "it lies on no disk that is known".to_owned());
         Self {
+            loss: Loss::none_of(description.uuid),
             description,
             size,
             geometry,
-            origin: survey.origin,
-            store: survey.store,
-            graph: survey.graph,
             clock: Arc::clone(clock),
             patience: Patience::default(),
             snapshot,
+            graph: GraphCell::new(survey.graph),
             state: Mutex::new(State {
                 log: Log::new(geometry, size, clock.next()),
+                origin: survey.origin,
+                store: survey.store,
                 witness: survey.witness,
                 places_lost: unmapped,
+                next_survey: Instant::now(),
             }),
-            gone: OnceLock::new(),
         }
     }
 
@@ -141,26 +161,14 @@ impl LvmSnapshotImage {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lose(&self, reason: String) -> FrozenError {
-        let reason = self.gone.get_or_init(|| {
-            tracing::error!(frozen = %self.description.uuid, reason, "the frozen image is gone");
-            reason
-        });
-        FrozenError::Gone(reason.clone())
-    }
-
     /// The sectors that are allocated now: sampled when this is called, never earlier (law H4).
     fn sample(&self) -> Result<u64, FrozenError> {
-        let sampled = match self.gone.get() {
-            Some(reason) => return Err(FrozenError::Gone(reason.clone())),
-            None => self.snapshot.sample()?,
-        };
-        match (sampled, self.gone.get()) {
-            // Thawed meanwhile: the device may be another one by now.
-            (_, Some(reason)) => Err(FrozenError::Gone(reason.clone())),
-            (Sample::Lost(reason), None) => Err(self.lose(reason)),
-            (Sample::Allocated(sectors), None) => Ok(sectors),
-        }
+        self.loss.sample(|| {
+            Ok(match self.snapshot.sample()? {
+                Sample::Allocated(sectors) => Ok(sectors),
+                Sample::Lost(reason) => Err(reason),
+            })
+        })
     }
 
     fn lose_places(&self, state: &mut State, reason: String) -> Confirmed {
@@ -192,25 +200,35 @@ impl LvmSnapshotImage {
         self.read_log(state, begun)
     }
 
-    /// Something happened to the layers below. Where they are as they were, only the generation has to be another: a table that was
+    /// Something happened to the layers below. Also where they are as they were the generation has to be another: a table that was
     /// changed and changed back may have been overwritten in between.
     fn look_again(&self, state: &mut State, reason: String) -> Result<bool, FrozenError> {
-        let survey = match self.snapshot.survey() {
+        let begun = Instant::now();
+        if begun < state.next_survey {
+            return Ok(false);
+        }
+        let not_now = match self.snapshot.survey() {
+            Ok(survey) if survey.graph.reaches_disk() => Ok(survey),
+            Ok(_) => Err("they lead to no disk that is known".to_owned()),
+            Err(FrozenError::Gone(reason)) => return Err(self.loss.lose(reason)),
+            Err(FrozenError::Io(error)) => Err(error.to_string()),
+        };
+        let survey = match not_now {
             Ok(survey) => survey,
-            Err(FrozenError::Gone(reason)) => return Err(self.lose(reason)),
-            Err(FrozenError::Io(error)) => {
-                tracing::warn!(frozen = %self.description.uuid, %error, "the layers below cannot be looked up: over NBD for now");
+            Err(why) => {
+                // The witness that was lost stays, so that this is tried again.
+                state.next_survey = Instant::now() + REMAP_PAUSE.max(begun.elapsed() * REMAP_SHARE);
+                tracing::warn!(frozen = %self.description.uuid, why, "the layers below cannot be followed: over NBD for now");
                 return Ok(false);
             }
         };
-        if (&survey.graph, survey.origin, survey.store) != (&self.graph, self.origin, self.store) {
-            self.lose_places(state, reason);
-            return Ok(false);
-        }
         tracing::info!(frozen = %self.description.uuid, reason, "mapped again");
+        (state.origin, state.store) = (survey.origin, survey.store);
+        self.graph.set(survey.graph);
         state.witness = survey.witness;
         state.log.renew(self.clock.next());
-        Ok(true)
+        // Where something happened while it was looked up, nothing counts yet.
+        Ok((state.witness)().is_ok())
     }
 
     /// Reads the log until it holds every copy that had begun. A copy is counted first and logged when it is done, so the log may be
@@ -246,17 +264,17 @@ impl LvmSnapshotImage {
     }
 
     fn extent(
-        &self,
+        state: &State,
         (range, source, generation): (ByteRange, Source, Generation),
         confirmed: Confirmed,
     ) -> StatusExtent {
         let place = match (source, confirmed) {
             (Source::Origin, Confirmed::All) => Some(Place {
-                store: self.origin,
+                store: state.origin,
                 offset: range.start(),
             }),
             (Source::Store(offset), Confirmed::All | Confirmed::Copied) => Some(Place {
-                store: self.store,
+                store: state.store,
                 offset,
             }),
             _ => None,
@@ -283,15 +301,21 @@ impl FrozenImage for LvmSnapshotImage {
         self.size
     }
 
-    fn graph(&self) -> &StoreGraph {
-        &self.graph
+    fn graph(&self) -> Arc<StoreGraph> {
+        self.graph.get()
     }
 
-    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError> {
         let mut state = self.state();
         let confirmed = self.follow(&mut state)?;
-        let extents = state.log.pieces(range).map(|piece| self.extent(piece, confirmed));
-        Ok(StatusExtent::join(extents, limit.max(1)))
+        let extents = state
+            .log
+            .pieces(range)
+            .map(|piece| Self::extent(&state, piece, confirmed));
+        Ok(Status {
+            graph: self.graph.get(),
+            extents: StatusExtent::join(extents, limit.max(1)),
+        })
     }
 
     /// A block device does not know what of it is in use.
@@ -311,9 +335,28 @@ impl FrozenImage for LvmSnapshotImage {
         Ok(copied?)
     }
 
+    fn free_space(&self) -> Result<FreeSpace, NoFreeSpace> {
+        if self.description.strength != Strength::FileSystem {
+            return Err(NoFreeSpace::NotFrozen);
+        }
+        let told = self.snapshot.free_space();
+        // What was told counts only if it was told of the frozen bytes; that they are gone explains an error better, too.
+        self.stands()?;
+        told
+    }
+
+    fn changed_since(&self, older: &dyn FrozenImage) -> Result<ChangedMap, NoLineage> {
+        self.changes_since(older)
+    }
+
+    /// The snapshot goes on to log what is overwritten.
+    fn can_be_parent(&self) -> bool {
+        self.is_comparable()
+    }
+
     fn thaw(&self) {
         // Gone first: whoever reads meanwhile sees it before the device is another's.
-        self.gone.get_or_init(|| "it was thawed".to_owned());
+        self.loss.thaw();
         self.snapshot.remove();
     }
 }

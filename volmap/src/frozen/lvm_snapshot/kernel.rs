@@ -3,22 +3,22 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::Arc;
 
 use nix::libc;
 
 use super::exception_store::Geometry;
 use super::image::{Snapshot, Survey};
 use super::table::{Sample, SnapshotTable};
-use crate::frozen::FrozenError;
-use crate::frozen::new_snapshot::NewSnapshot;
+use crate::frozen::new_snapshot::{NewSnapshot, OpenSnapshot};
+use crate::frozen::{FreeSpace, FrozenError, NoFreeSpace};
 use crate::layers::Layers;
 use crate::storage::{ALIGNMENT, AlignedBuffer, read_direct};
 use crate::store::StoreGraph;
 use crate::sys::device_mapper::{Control, TargetLine};
 use crate::sys::{DeviceNumber, block_device};
 
-/// What is held open, so that the numbers of the devices stay theirs.
+/// What is held open.
 struct Files {
     snapshot: File,
     store: File,
@@ -32,10 +32,7 @@ pub(super) struct KernelSnapshot {
     table: Vec<TargetLine>,
     parsed: SnapshotTable,
     layers: Arc<Layers>,
-    /// `None` once it is removed.
-    files: Mutex<Option<Arc<Files>>>,
-    new: NewSnapshot,
-    removed: Once,
+    files: OpenSnapshot<Files>,
 }
 
 impl KernelSnapshot {
@@ -69,9 +66,7 @@ impl KernelSnapshot {
             table,
             parsed,
             layers: Arc::clone(layers),
-            files: Mutex::new(Some(Arc::new(Files { snapshot, store }))),
-            new,
-            removed: Once::new(),
+            files: OpenSnapshot::new(new, Files { snapshot, store }),
         })
     }
 
@@ -82,14 +77,7 @@ impl KernelSnapshot {
 
     /// Size of the volume in bytes.
     pub(super) fn size(&self) -> io::Result<u64> {
-        block_device::size(&self.files()?.snapshot)
-    }
-
-    fn files(&self) -> io::Result<Arc<Files>> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files
-            .clone()
-            .ok_or_else(|| io::Error::other("the snapshot was removed"))
+        block_device::size(&self.files.open()?.snapshot)
     }
 }
 
@@ -105,11 +93,11 @@ impl Snapshot for KernelSnapshot {
     }
 
     fn read_store(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        read_direct(&self.files()?.store, offset, buf)
+        read_direct(&self.files.open()?.store, offset, buf)
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        read_direct(&self.files()?.snapshot, offset, buf)
+        read_direct(&self.files.open()?.snapshot, offset, buf)
     }
 
     fn survey(&self) -> Result<Survey, FrozenError> {
@@ -133,11 +121,16 @@ impl Snapshot for KernelSnapshot {
         })
     }
 
+    fn origin(&self) -> DeviceNumber {
+        self.parsed.origin
+    }
+
+    fn free_space(&self) -> Result<FreeSpace, NoFreeSpace> {
+        let files = self.files.open()?;
+        FreeSpace::on_device(&files.snapshot, self.device, block_device::size(&files.snapshot)?)
+    }
+
     fn remove(&self) {
-        self.removed.call_once(|| {
-            // Closed first. Readers that are still under way keep it open for as long as they are, and removing waits for them.
-            drop(self.files.lock().unwrap_or_else(PoisonError::into_inner).take());
-            self.new.remove();
-        });
+        self.files.remove();
     }
 }

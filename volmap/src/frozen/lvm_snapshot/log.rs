@@ -33,6 +33,8 @@ pub(super) struct Log {
     copied: BTreeMap<u64, Copied>,
     /// Of everything that was not copied.
     rest: Generation,
+    /// Whether something was found in it that cannot be.
+    broken: bool,
 }
 
 impl Log {
@@ -43,7 +45,13 @@ impl Log {
             size,
             copied: BTreeMap::new(),
             rest: generation,
+            broken: false,
         }
+    }
+
+    /// Whether it is not to be used any more.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Entries that were read: what a generation stands for.
@@ -61,6 +69,7 @@ impl Log {
             let offset = self.geometry.data_chunk(self.len()) * self.geometry.chunk();
             let copied = Copied { offset, generation };
             if chunk >= end || self.copied.insert(chunk, copied).is_some() {
+                self.broken = true;
                 return Err(StoreError::Entry);
             }
         }

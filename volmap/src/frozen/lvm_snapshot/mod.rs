@@ -21,13 +21,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use super::Strength;
-
 pub use create::SnapshotSize;
-pub(crate) use create::{fits, freeze};
+pub(crate) use create::{finish, fits, prepare, room};
 
 /// Name of the provider.
 pub(crate) const METHOD: &str = "lvm-snapshot";
-
-/// LVM holds writers and has a mounted file system write out what it holds, but no application knows of it.
-pub(crate) const STRENGTH: Strength = Strength::CrashConsistent;

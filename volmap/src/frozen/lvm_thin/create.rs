@@ -1,26 +1,19 @@
-//! Making a thin snapshot for a frozen image.
+//! A thin snapshot for a frozen image: what it needs before it is taken, and what is made of it then.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
-
-use uuid::Uuid;
 
 use super::image::{LvmThinImage, NoSurvey, Snapshot};
 use super::kernel::KernelSnapshot;
-use super::{METHOD, STRENGTH};
-use crate::frozen::new_snapshot::{self, NewSnapshot};
+use super::pool_file::PoolFiles;
+use super::{METHOD, room};
+use crate::frozen::new_snapshot::{self, PreparedOrigin, TakenSnapshot};
 use crate::frozen::{Attestation, Description, FreezeError, FrozenError, Stability};
 use crate::generation::GenerationClock;
 use crate::layers::Layers;
 use crate::limits::METADATA_SNAPSHOT_PATIENCE;
-use crate::lvm::{LogicalVolume, LvKind, Lvm};
-use crate::sys::DeviceNumber;
-
-/// Where agents take turns at the metadata of a pool.
-const RUN_DIRECTORY: &str = "/run/volmap";
+use crate::lvm::{LogicalVolume, LvKind};
 
 /// Why a logical volume cannot have a thin snapshot.
 ///
@@ -29,18 +22,39 @@ const RUN_DIRECTORY: &str = "/run/volmap";
 pub(crate) fn fits(volume: &LogicalVolume) -> Result<(), &'static str> {
     match volume.kind {
         LvKind::Thin => Ok(()),
-        LvKind::Thick | LvKind::Snapshot => Err("it lies in no thin pool"),
-        LvKind::Internal => Err("it is a part of another logical volume"),
+        LvKind::Thick | LvKind::Snapshot => Err("it lies in no thin pool: lvm-snapshot is for such volumes"),
+        LvKind::Internal => Err("it is a part of another logical volume: freeze that one"),
     }
 }
 
-/// Freezes a thin logical volume by a snapshot of it.
+/// A thin logical volume that a snapshot can be made of.
 ///
 /// # Errors
-/// [`FreezeError::Unfit`], [`FreezeError::Lvm`], or those of mapping. Nothing is left behind then.
-pub(crate) fn freeze(
+/// [`FreezeError::Unfit`], [`FreezeError::Pool`], [`FreezeError::Lvm`].
+pub(crate) fn prepare(path: &Path, volume: &File) -> Result<PreparedOrigin, FreezeError> {
+    let (lvm, origin) = new_snapshot::origin_behind(path, volume, METHOD, fits)?;
+    match room::check(&origin) {
+        Ok(None) => {}
+        Ok(Some(remark)) => tracing::warn!(volume = %path.display(), "{remark}"),
+        Err(why) => {
+            return Err(FreezeError::Pool {
+                path: path.to_owned(),
+                why,
+            });
+        }
+    }
+    // The volume group's rules of activation and skipping are for people.
+    let arguments = ["--setactivationskip", "n", "--activate", "y"].map(str::to_owned);
+    Ok(PreparedOrigin::new(lvm, origin, LvKind::Thin, arguments.into()))
+}
+
+/// Maps a snapshot that was taken, and makes the frozen image of it.
+///
+/// # Errors
+/// [`FreezeError::Map`], [`FreezeError::Slipped`]. The snapshot is removed then.
+pub(crate) fn finish(
     path: &Path,
-    volume: &File,
+    taken: TakenSnapshot,
     layers: &Arc<Layers>,
     clock: &Arc<GenerationClock>,
 ) -> Result<LvmThinImage, FreezeError> {
@@ -48,30 +62,10 @@ pub(crate) fn freeze(
         path: path.to_owned(),
         source,
     };
-    let by_lvm = |source| FreezeError::Lvm {
-        path: path.to_owned(),
-        source,
-    };
-    let unfit = |why| FreezeError::Unfit {
-        path: path.to_owned(),
-        method: METHOD,
-        why,
-    };
-    let device = DeviceNumber::from_stat(volume.metadata().map_err(not_mapped)?.rdev());
-    let (lvm, origin) = Lvm::behind(device)
-        .map_err(by_lvm)?
-        .ok_or_else(|| unfit("it is no logical volume"))?;
-    fits(&origin).map_err(unfit)?;
-    new_snapshot::warn_of_leftovers(&lvm, &origin.name);
-    let uuid = Uuid::new_v4();
-    // What was written before this is in the frozen image.
-    let frozen_at = SystemTime::now();
-    // The volume group's rules of activation and skipping are for people.
-    let arguments = ["--setactivationskip", "n", "--activate", "y"];
-    let (new, device) =
-        NewSnapshot::make(lvm, &origin.name, uuid, LvKind::Thin, &arguments).map_err(by_lvm)?;
+    let (uuid, strength, frozen_at) = (taken.uuid(), taken.strength(), taken.instant());
+    let (new, device) = taken.into_snapshot(path)?;
     let snapshot =
-        KernelSnapshot::open(device, new, layers, PathBuf::from(RUN_DIRECTORY)).map_err(not_mapped)?;
+        KernelSnapshot::open(device, new, layers, PoolFiles::of_this_machine()).map_err(not_mapped)?;
     let survey = match snapshot.survey(METADATA_SNAPSHOT_PATIENCE) {
         Ok(survey) => survey,
         Err(NoSurvey::Gone(reason)) => return Err(FrozenError::Gone(reason).into()),
@@ -83,12 +77,8 @@ pub(crate) fn freeze(
     let description = Description {
         uuid,
         method: METHOD,
-        strength: STRENGTH,
-        stability: if survey.graph.reaches_disk() {
-            Stability::Pinned
-        } else {
-            Stability::Opaque
-        },
+        strength,
+        stability: Stability::Pinned.on(&survey.graph),
         attestation: Attestation::Witnessed,
         frozen_at,
     };

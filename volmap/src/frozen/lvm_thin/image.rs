@@ -1,16 +1,25 @@
 //! The frozen image: places that stay, a generation for all of them, and both witnesses.
 
+mod lineage;
+
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::frozen::pieces::{Piece, pieces};
-use crate::frozen::{Description, FrozenError, FrozenImage, Stability, StatusExtent};
+use super::target::ThinTarget;
+use crate::frozen::graph_cell::GraphCell;
+use crate::frozen::loss::Loss;
+use crate::frozen::pieces::Pieces;
+use crate::frozen::{
+    ChangedMap, Description, FreeSpace, FrozenError, FrozenImage, NoFreeSpace, NoLineage, Stability, Status,
+    Strength,
+};
 use crate::generation::{Generation, GenerationClock};
+use crate::layers::FileExtents;
 use crate::limits::{METADATA_SNAPSHOT_PATIENCE_AGAIN, THIN_LOOK_AGAIN_PAUSE, THIN_LOOK_AGAIN_SHARE};
 use crate::map::{Content, ContentMap, Extent};
 use crate::range::ByteRange;
-use crate::store::{Below, Place, Segment, Store, StoreGraph, StoreId};
+use crate::store::{Below, Segment, Store, StoreGraph, StoreId};
 
 /// What a look at the snapshot says of its content.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,8 +47,29 @@ pub(super) trait Snapshot: Send + Sync {
     /// [`NoSurvey`].
     fn survey(&self, patience: Duration) -> Result<Survey, NoSurvey>;
 
+    /// The thin device that it is; `None` where another volume lies under it, so that what is not mapped is not zeroes.
+    fn device(&self) -> Option<ThinTarget>;
+
+    /// Its own map, and that of an older device of its pool, of `size` bytes, as both are at one time.
+    ///
+    /// # Errors
+    /// [`NoSurvey`].
+    fn maps_beside(&self, older: ThinTarget, size: u64, patience: Duration) -> Result<Maps, NoSurvey>;
+
+    /// What nobody has of the file system on it.
+    ///
+    /// # Errors
+    /// [`NoFreeSpace`].
+    fn free_space(&self) -> Result<FreeSpace, NoFreeSpace>;
+
     /// Removes it, once.
     fn remove(&self);
+}
+
+/// Where two devices lie in their pool.
+pub(super) struct Maps {
+    pub(super) then: FileExtents,
+    pub(super) now: FileExtents,
 }
 
 /// Where a snapshot lies, and what notices that it was moved.
@@ -76,6 +106,8 @@ pub(super) enum NoSurvey {
 }
 
 struct State {
+    top: StoreId,
+    pieces: Pieces,
     /// Of all places.
     generation: Generation,
     witness: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
@@ -89,18 +121,15 @@ struct State {
 pub(crate) struct LvmThinImage {
     description: Description,
     size: u64,
-    graph: StoreGraph,
-    top: StoreId,
     content: ContentMap,
-    /// Sorted, total.
-    pieces: Vec<Piece>,
     clock: Arc<GenerationClock>,
     /// Least time between two surveys.
     pause: Duration,
     snapshot: Box<dyn Snapshot>,
+    /// Written under the lock of the state, and read without it.
+    graph: GraphCell,
     state: Mutex<State>,
-    /// Why the content is lost (law H6).
-    gone: OnceLock<String>,
+    loss: Loss,
 }
 
 impl LvmThinImage {
@@ -114,22 +143,22 @@ impl LvmThinImage {
     ) -> Self {
         let direct = description.stability == Stability::Pinned;
         Self {
+            loss: Loss::none_of(description.uuid),
             description,
             size,
-            pieces: pieces(&survey.graph, survey.top, &survey.content, direct),
-            graph: survey.graph,
-            top: survey.top,
-            content: survey.content,
             clock: Arc::clone(clock),
             pause: THIN_LOOK_AGAIN_PAUSE,
             snapshot,
             state: Mutex::new(State {
+                pieces: Pieces::of(&survey.graph, survey.top, &survey.content, direct),
+                top: survey.top,
                 generation: clock.next(),
                 witness: survey.witness,
                 places_lost: (!direct).then(|| "it has none".to_owned()),
                 next_survey: Instant::now(),
             }),
-            gone: OnceLock::new(),
+            graph: GraphCell::new(survey.graph),
+            content: survey.content,
         }
     }
 
@@ -149,26 +178,14 @@ impl LvmThinImage {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lose(&self, reason: String) -> FrozenError {
-        let reason = self.gone.get_or_init(|| {
-            tracing::error!(frozen = %self.description.uuid, reason, "the frozen image is gone");
-            reason
-        });
-        FrozenError::Gone(reason.clone())
-    }
-
     /// Whether the content still stands: looked at when this is called, never earlier (law H4).
     fn sample(&self) -> Result<(), FrozenError> {
-        let sampled = match self.gone.get() {
-            Some(reason) => return Err(FrozenError::Gone(reason.clone())),
-            None => self.snapshot.sample()?,
-        };
-        match (sampled, self.gone.get()) {
-            // Thawed meanwhile: the device may be another one by now.
-            (_, Some(reason)) => Err(FrozenError::Gone(reason.clone())),
-            (Sample::Lost(reason), None) => Err(self.lose(reason)),
-            (Sample::Frozen, None) => Ok(()),
-        }
+        self.loss.sample(|| {
+            Ok(match self.snapshot.sample()? {
+                Sample::Frozen => Ok(()),
+                Sample::Lost(reason) => Err(reason),
+            })
+        })
     }
 
     fn lose_places(&self, state: &mut State, reason: String) -> Generation {
@@ -192,7 +209,7 @@ impl LvmThinImage {
         }
     }
 
-    /// Something happened to the layers below, or to any other device of the device-mapper. Where everything is as it was, only the
+    /// Something happened to the layers below, or to any other device of the device-mapper. Also where everything is as it was the
     /// generation has to be another: a table that was changed and changed back may have been overwritten in between.
     fn look_again(&self, state: &mut State, reason: String) -> Result<Generation, FrozenError> {
         let begun = Instant::now();
@@ -203,21 +220,30 @@ impl LvmThinImage {
         state.next_survey = Instant::now() + self.pause.max(begun.elapsed() * THIN_LOOK_AGAIN_SHARE);
         let survey = match surveyed {
             Ok(survey) => survey,
-            Err(NoSurvey::Gone(reason)) => return Err(self.lose(reason)),
+            Err(NoSurvey::Gone(reason)) => return Err(self.loss.lose(reason)),
             Err(NoSurvey::Opaque(reason)) => return Ok(self.lose_places(state, reason)),
             Err(NoSurvey::NotNow(why)) => {
                 tracing::warn!(frozen = %self.description.uuid, why, "cannot be mapped again yet: over NBD for now");
                 return Ok(Generation::NEVER_DIRECT);
             }
         };
-        let (then, now) = (self.graph.store(self.top), survey.graph.store(survey.top));
+        let before = self.graph.get();
+        let (then, now) = (before.store(state.top), survey.graph.store(survey.top));
         if survey.content != self.content || !same_blocks(&then.below, &now.below) {
-            return Err(self.lose("its thin snapshot maps other blocks than it did".to_owned()));
+            return Err(self
+                .loss
+                .lose("its thin snapshot maps other blocks than it did".to_owned()));
         }
-        if (&survey.graph, survey.top) != (&self.graph, self.top) {
-            return Ok(self.lose_places(state, reason));
+        let pieces = Pieces::of(&survey.graph, survey.top, &self.content, true);
+        if !pieces.are_located() {
+            // The witness that was lost stays, so that this is tried again.
+            tracing::warn!(frozen = %self.description.uuid, reason, "its pool leads to no disk that is known: over NBD for now");
+            return Ok(Generation::NEVER_DIRECT);
         }
         tracing::info!(frozen = %self.description.uuid, reason, "mapped again");
+        state.top = survey.top;
+        self.graph.set(survey.graph);
+        state.pieces = pieces;
         state.witness = survey.witness;
         state.generation = self.clock.next();
         // What was sampled before the survey says nothing of what happened since.
@@ -226,14 +252,6 @@ impl LvmThinImage {
             Ok(()) => Ok(state.generation),
             Err(_) => Ok(Generation::NEVER_DIRECT),
         }
-    }
-
-    /// The pieces of `range`, clipped to it.
-    fn pieces_of(&self, range: ByteRange) -> impl Iterator<Item = (ByteRange, &Piece)> {
-        let first = self.pieces.partition_point(|p| p.range.end() <= range.start());
-        self.pieces[first..]
-            .iter()
-            .map_while(move |piece| Some((piece.range.intersection(range)?, piece)))
     }
 }
 
@@ -257,30 +275,17 @@ impl FrozenImage for LvmThinImage {
         self.size
     }
 
-    fn graph(&self) -> &StoreGraph {
-        &self.graph
+    fn graph(&self) -> Arc<StoreGraph> {
+        self.graph.get()
     }
 
-    fn status(&self, range: ByteRange, limit: usize) -> Result<Vec<StatusExtent>, FrozenError> {
-        let generation = self.follow(&mut self.state())?;
-        let answer = self.pieces_of(range).map(|(clipped, piece)| {
-            let place = (piece.located && generation.is_direct()).then_some(Place {
-                store: self.top,
-                offset: clipped.start(),
-            });
-            let zero = piece.content != Content::Data;
-            StatusExtent {
-                range: clipped,
-                content: piece.content,
-                generation: if place.is_some() || zero {
-                    generation
-                } else {
-                    Generation::NEVER_DIRECT
-                },
-                place,
-            }
-        });
-        Ok(answer.take(limit.max(1)).collect())
+    fn status(&self, range: ByteRange, limit: usize) -> Result<Status, FrozenError> {
+        let mut state = self.state();
+        let generation = self.follow(&mut state)?;
+        Ok(Status {
+            graph: self.graph.get(),
+            extents: state.pieces.status(range, generation, limit),
+        })
     }
 
     fn content(&self, range: ByteRange, limit: usize) -> Result<Vec<Extent>, FrozenError> {
@@ -298,9 +303,28 @@ impl FrozenImage for LvmThinImage {
         Ok(copied?)
     }
 
+    fn free_space(&self) -> Result<FreeSpace, NoFreeSpace> {
+        if self.description.strength != Strength::FileSystem {
+            return Err(NoFreeSpace::NotFrozen);
+        }
+        let told = self.snapshot.free_space();
+        // What was told counts only if it was told of the frozen bytes; that they are gone explains an error better, too.
+        self.stands()?;
+        told
+    }
+
+    fn changed_since(&self, older: &dyn FrozenImage) -> Result<ChangedMap, NoLineage> {
+        self.changes_since(older)
+    }
+
+    /// The snapshot holds on to the blocks that it shares with later ones.
+    fn can_be_parent(&self) -> bool {
+        self.is_comparable()
+    }
+
     fn thaw(&self) {
         // Gone first: whoever reads meanwhile sees it before the device is another's.
-        self.gone.get_or_init(|| "it was thawed".to_owned());
+        self.loss.thaw();
         self.snapshot.remove();
     }
 }

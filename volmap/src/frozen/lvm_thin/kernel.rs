@@ -3,21 +3,22 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::libc;
 
-use super::image::{NoSurvey, Sample, Snapshot, Survey};
-use super::locate::locate;
+use super::image::{Maps, NoSurvey, Sample, Snapshot, Survey};
+use super::locate::{self, locate};
 use super::metadata::{MetadataError, PoolGeometry, ThinMap};
 use super::metadata_device::MetadataDevice;
 use super::metadata_snapshot::MetadataSnapshot;
 use super::pool::{LivePool, Pool, PoolError};
-use super::target::{PoolTarget, ThinTarget, mapped_sectors};
+use super::pool_file::PoolFiles;
+use super::target::{PoolTarget, TargetError, ThinTarget, mapped_sectors};
 use super::write_counter::WriteCounter;
-use crate::frozen::new_snapshot::NewSnapshot;
+use crate::frozen::new_snapshot::{NewSnapshot, OpenSnapshot};
+use crate::frozen::{FreeSpace, NoFreeSpace};
 use crate::identity::Identity;
 use crate::layers::Layers;
 use crate::storage::{ALIGNMENT, AlignedBuffer, read_direct};
@@ -41,11 +42,9 @@ pub(super) struct KernelSnapshot {
     pool: LivePool,
     writes: WriteCounter,
     layers: Arc<Layers>,
-    run_directory: PathBuf,
-    /// Held open, so that the number of the device, and that of the thin device in its pool, stay its own. `None` once it is removed.
-    file: Mutex<Option<Arc<File>>>,
-    new: NewSnapshot,
-    removed: Once,
+    pool_files: PoolFiles,
+    /// The number of the thin device in its pool stays its own, too.
+    file: OpenSnapshot<File>,
 }
 
 impl KernelSnapshot {
@@ -57,7 +56,7 @@ impl KernelSnapshot {
         device: DeviceNumber,
         new: NewSnapshot,
         layers: &Arc<Layers>,
-        run_directory: PathBuf,
+        pool_files: PoolFiles,
     ) -> io::Result<Self> {
         let file = layers.open_device(device, &read_only())?;
         let mut first = AlignedBuffer::zeroed(ALIGNMENT);
@@ -78,10 +77,8 @@ impl KernelSnapshot {
             target,
             writes,
             layers: Arc::clone(layers),
-            run_directory,
-            file: Mutex::new(Some(Arc::new(file))),
-            new,
-            removed: Once::new(),
+            pool_files,
+            file: OpenSnapshot::new(new, file),
         })
     }
 
@@ -105,36 +102,35 @@ impl KernelSnapshot {
         }
     }
 
-    fn file(&self) -> io::Result<Arc<File>> {
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.clone()
-            .ok_or_else(|| io::Error::other("the snapshot was removed"))
-    }
-
-    /// The map, from the pool's metadata.
-    fn read_map(&self, pool: PoolTarget, patience: Duration) -> Result<ThinMap, NoSurvey> {
+    /// What `read` makes of the pool's metadata, as it is at one time.
+    fn with_metadata<T>(
+        &self,
+        pool: PoolTarget,
+        patience: Duration,
+        read: impl FnOnce(&MetadataDevice, u64, PoolGeometry) -> Result<T, MetadataError>,
+    ) -> Result<T, NoSurvey> {
         let not_now = |why: &dyn std::fmt::Display| NoSurvey::NotNow(why.to_string());
-        let metadata = (self.layers.open_device(pool.metadata, &read_only()))
-            .and_then(MetadataDevice::new)
-            .map_err(|error| {
-                NoSurvey::Opaque(format!("the metadata of its thin pool cannot be opened: {error}"))
-            })?;
+        let metadata =
+            (self.layers.open_device(pool.metadata, &read_only())).and_then(MetadataDevice::new)?;
         let status = self.pool.status().map_err(|e| not_now(&e))?;
         let geometry = PoolGeometry {
             data_block_size: pool.data_block_size,
             data_blocks: status.data_blocks,
         };
         let snapshot =
-            MetadataSnapshot::take(&self.pool, &self.run_directory, patience).map_err(|e| not_now(&e))?;
-        let map = ThinMap::read(&metadata, snapshot.root(), self.target.device, geometry);
+            MetadataSnapshot::take(&self.pool, &self.pool_files, patience).map_err(|e| not_now(&e))?;
+        let made = read(&metadata, snapshot.root(), geometry);
         // If somebody took it from under us, that explains anything.
         snapshot.stands().map_err(|e| not_now(&e))?;
         drop(snapshot);
-        let map = map.map_err(|error| match error {
-            MetadataError::Written { .. } => NoSurvey::Gone(error.to_string()),
-            _ => NoSurvey::Opaque(format!(
-                "the metadata of its thin pool is not understood: {error}"
-            )),
+        Ok(made?)
+    }
+
+    /// The map, from the pool's metadata.
+    fn read_map(&self, pool: PoolTarget, patience: Duration) -> Result<ThinMap, NoSurvey> {
+        let not_now = |why: &dyn std::fmt::Display| NoSurvey::NotNow(why.to_string());
+        let map = self.with_metadata(pool, patience, |metadata, root, geometry| {
+            ThinMap::read(metadata, root, self.target.device, geometry)
         })?;
         let sectors = (self.control.target_status(self.device))
             .map_err(|e| not_now(&e))
@@ -185,25 +181,26 @@ impl Snapshot for KernelSnapshot {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let file = self.file()?;
-        read_direct(&file, offset, buf)
+        read_direct(&*self.file.open()?, offset, buf)
     }
 
     fn survey(&self, patience: Duration) -> Result<Survey, NoSurvey> {
         let mut graph = StoreGraph::new();
         // Tables first, and the map after: what happens in between is noticed.
-        let walked = self.layers.walk_devices(&mut graph, |walk| {
+        let ((table, pool), witness) = self.layers.walk_devices(&mut graph, |walk| {
             let table = walk.table(self.device)?;
-            let pool = walk.table(self.target.pool)?;
-            let pool = PoolTarget::parse(&pool).map_err(io::Error::other)?;
-            Ok((table, pool, walk.store(pool.data)?))
-        });
-        let ((table, pool, data), witness) =
-            walked.map_err(|error| NoSurvey::Opaque(format!("its thin pool cannot be followed: {error}")))?;
+            let pool = match PoolTarget::parse(&walk.table(self.target.pool)?) {
+                Ok(pool) => Ok((pool, walk.store(pool.data)?)),
+                Err(why) => Err(why),
+            };
+            Ok((table, pool))
+        })?;
         if table != self.table {
             return Err(NoSurvey::Gone("its thin snapshot has another table".to_owned()));
         }
-        ThinTarget::parse(&table).map_err(|why| NoSurvey::Opaque(why.to_string()))?;
+        let not_understood = |why: TargetError| NoSurvey::Opaque(why.to_string());
+        ThinTarget::parse(&table).map_err(not_understood)?;
+        let (pool, data) = pool.map_err(not_understood)?;
         let map = self.read_map(pool, patience)?;
         let (content, below) = locate(&graph, &map, self.size, pool.data_block_size, data);
         let top = graph.add(self.store(below));
@@ -215,12 +212,31 @@ impl Snapshot for KernelSnapshot {
         })
     }
 
+    fn device(&self) -> Option<ThinTarget> {
+        ThinTarget::parse(&self.table).ok()
+    }
+
+    fn maps_beside(&self, older: ThinTarget, size: u64, patience: Duration) -> Result<Maps, NoSurvey> {
+        let pool = PoolTarget::parse(&self.control.table(self.target.pool)?)
+            .map_err(|why| NoSurvey::Opaque(format!("its thin pool cannot be followed: {why}")))?;
+        self.with_metadata(pool, patience, |metadata, root, geometry| {
+            let extents = |device: u64, size: u64| {
+                let map = ThinMap::read(metadata, root, device, geometry)?;
+                Ok(locate::extents(&map, size, pool.data_block_size))
+            };
+            Ok(Maps {
+                now: extents(self.target.device, self.size)?,
+                then: extents(older.device, size)?,
+            })
+        })
+    }
+
+    fn free_space(&self) -> Result<FreeSpace, NoFreeSpace> {
+        FreeSpace::on_device(&*self.file.open()?, self.device, self.size)
+    }
+
     fn remove(&self) {
-        self.removed.call_once(|| {
-            // Closed first. Readers that are still under way keep it open for as long as they are, and removing waits for them.
-            drop(self.file.lock().unwrap_or_else(PoisonError::into_inner).take());
-            self.new.remove();
-        });
+        self.file.remove();
     }
 }
 

@@ -1,7 +1,7 @@
 //! From runs of blocks to extents of bytes.
 
 use super::metadata::{Run, ThinMap};
-use crate::layers::segments_within;
+use crate::layers::{FileExtents, Located, segments_within};
 use crate::map::{Content, ContentMap, Extent};
 use crate::range::ByteRange;
 use crate::store::{Below, Place, Segment, StoreGraph, StoreId};
@@ -26,17 +26,39 @@ pub(super) fn locate(
     (content, segments_within(graph, segments))
 }
 
-/// A run as bytes; `None` for one behind the end of a volume that was made smaller.
+/// The same, with places in the data device of the pool alone.
+pub(super) fn extents(map: &ThinMap, size: u64, block_size: u64) -> FileExtents {
+    let located = map.runs.iter().filter_map(|run| {
+        let (range, physical) = bytes_of(run, size, block_size)?;
+        Some(Located { range, physical })
+    });
+    let located: Vec<Located> = located.collect();
+    let data = located.iter().map(|located| Extent {
+        range: located.range,
+        content: Content::Data,
+    });
+    FileExtents {
+        content: ContentMap::from_extents(size, data),
+        located,
+    }
+}
+
 fn segment(run: &Run, size: u64, block_size: u64, data: StoreId) -> Option<Segment> {
+    let (range, offset) = bytes_of(run, size, block_size)?;
+    Some(Segment {
+        range,
+        below: Place { store: data, offset },
+    })
+}
+
+/// A run as bytes, and where it begins in the pool; `None` for one behind the end of a volume that was made smaller.
+fn bytes_of(run: &Run, size: u64, block_size: u64) -> Option<(ByteRange, u64)> {
     let start = run.thin.checked_mul(block_size)?;
     let len = run.len.saturating_mul(block_size);
     let range = ByteRange::from_bounds(start, start.saturating_add(len).min(size))?;
     // The data block lies in the pool, as was checked; a product that does not fit would lie outside of any device.
     let offset = run.data.checked_mul(block_size)?;
-    Some(Segment {
-        range,
-        below: Place { store: data, offset },
-    })
+    Some((range, offset))
 }
 
 #[cfg(test)]
@@ -77,7 +99,8 @@ mod tests {
     #[test]
     fn what_is_mapped_is_data_and_all_else_is_a_hole() {
         let (content, below) = located(&[(1, 7, 2), (5, 0, 1)], 8 * BLOCK, 10 * BLOCK);
-        let contents: Vec<_> = (content.extents().iter())
+        let contents: Vec<_> = content
+            .extents()
             .map(|e| (e.range.start() / BLOCK, e.range.len() / BLOCK, e.content))
             .collect();
         assert_eq!(

@@ -2,18 +2,20 @@
 //!
 //! A pool has at most one, whoever took it, and it survives processes and reboots. So:
 //!
-//! * agents of ours take it one after the other, under the lock of a file in the run directory;
-//! * what was taken is written into that file, so that the next of us releases what one of us left behind when it was killed;
-//! * what we find and did not take is somebody else's (`thin_dump -m`, another backup program): it is waited for, and never released;
+//! * agents of ours take it one after the other, under the lock of a file;
+//! * what was taken is written down with its block, so that the next of us, or a cleanup, releases what one of us left behind when it was
+//!   killed;
+//! * what we find, and have not written down by its block, is somebody else's (`thin_dump -m`, another backup program): it is waited for,
+//!   and never released. That one of us was about to take one when it was killed does not make the next one that is there ours;
 //! * ours is released when this value is dropped, which an error or a panic does as well.
 
 use std::io;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::pool::{Pool, PoolError};
-use super::run_file::{RunFile, Taken};
+use super::pool_file::{PoolFile, PoolFiles};
+use super::pool_record::Taken;
 
 const TAKE: &str = "reserve_metadata_snap";
 const RELEASE: &str = "release_metadata_snap";
@@ -46,7 +48,7 @@ pub(super) enum MetadataSnapshotError {
     #[error("the pool {pool} lost its metadata snapshot while it was read")]
     Lost { pool: String },
     #[error("the metadata snapshot of pool {pool} cannot be written down: {source}")]
-    RunFile { pool: String, source: io::Error },
+    PoolFile { pool: String, source: io::Error },
     #[error(transparent)]
     Pool(#[from] PoolError),
 }
@@ -55,7 +57,7 @@ pub(super) enum MetadataSnapshotError {
 pub(super) struct MetadataSnapshot<'a> {
     pool: &'a dyn Pool,
     root: u64,
-    run_file: RunFile,
+    pool_file: PoolFile,
 }
 
 impl<'a> MetadataSnapshot<'a> {
@@ -65,14 +67,14 @@ impl<'a> MetadataSnapshot<'a> {
     /// [`MetadataSnapshotError`]; none is held then by us.
     pub(super) fn take(
         pool: &'a dyn Pool,
-        run_directory: &Path,
+        files: &PoolFiles,
         patience: Duration,
     ) -> Result<Self, MetadataSnapshotError> {
         let deadline = Instant::now() + patience;
         let name = || pool.name().to_owned();
-        let no_file = |source| MetadataSnapshotError::RunFile { pool: name(), source };
-        let mut run_file = loop {
-            if let Some(file) = RunFile::lock(run_directory, pool.uuid()).map_err(no_file)? {
+        let no_file = |source| MetadataSnapshotError::PoolFile { pool: name(), source };
+        let mut pool_file = loop {
+            if let Some(file) = files.lock(pool.uuid()).map_err(no_file)? {
                 break file;
             }
             wait(deadline).ok_or_else(|| MetadataSnapshotError::Queue {
@@ -80,9 +82,11 @@ impl<'a> MetadataSnapshot<'a> {
                 patience,
             })?;
         };
+        // Nobody else writes to it now.
+        let mut taken = pool_file.taken().map_err(no_file)?;
         loop {
             if let Some(root) = pool.status()?.held_root {
-                if left_behind(run_file.taken().map_err(no_file)?, root) {
+                if taken == Taken::Root(root) {
                     tracing::warn!(
                         pool = pool.name(),
                         root,
@@ -90,6 +94,9 @@ impl<'a> MetadataSnapshot<'a> {
                     );
                     release(pool)
                         .map_err(|source| MetadataSnapshotError::Refused { pool: name(), source })?;
+                    // Somebody else's may come to lie in the same block.
+                    taken = Taken::Nothing;
+                    pool_file.write(taken).map_err(no_file)?;
                     continue;
                 }
                 wait(deadline).ok_or_else(|| MetadataSnapshotError::HeldByOther {
@@ -100,19 +107,24 @@ impl<'a> MetadataSnapshot<'a> {
                 continue;
             }
             // Written down first: killed behind the message, we leave a trace.
-            run_file.write(Taken::Soon).map_err(no_file)?;
+            if let Err(source) = pool_file.write(Taken::Soon) {
+                // It may yet be written, and is not true.
+                drop(pool_file.write(Taken::Nothing));
+                return Err(no_file(source));
+            }
+            taken = Taken::Nothing;
             match pool.send(TAKE) {
                 Ok(()) => break,
                 // Somebody was faster.
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                    run_file.write(Taken::Nothing).map_err(no_file)?;
+                    pool_file.write(Taken::Nothing).map_err(no_file)?;
                     wait(deadline).ok_or_else(|| MetadataSnapshotError::Refused {
                         pool: name(),
                         source: error,
                     })?;
                 }
                 Err(source) => {
-                    run_file.write(Taken::Nothing).map_err(no_file)?;
+                    pool_file.write(Taken::Nothing).map_err(no_file)?;
                     return Err(MetadataSnapshotError::Refused { pool: name(), source });
                 }
             }
@@ -121,14 +133,14 @@ impl<'a> MetadataSnapshot<'a> {
         let mut snapshot = Self {
             pool,
             root: 0,
-            run_file,
+            pool_file,
         };
         snapshot.root = pool
             .status()?
             .held_root
             .ok_or_else(|| MetadataSnapshotError::Lost { pool: name() })?;
         snapshot
-            .run_file
+            .pool_file
             .write(Taken::Root(snapshot.root))
             .map_err(no_file)?;
         Ok(snapshot)
@@ -159,7 +171,7 @@ impl Drop for MetadataSnapshot<'_> {
         let pool = self.pool.name();
         match release(self.pool) {
             Ok(()) => {
-                if let Err(error) = self.run_file.write(Taken::Nothing) {
+                if let Err(error) = self.pool_file.write(Taken::Nothing) {
                     tracing::warn!(%error, pool, "a released metadata snapshot could not be crossed out");
                 }
             }
@@ -180,17 +192,7 @@ fn wait(deadline: Instant) -> Option<()> {
     Some(())
 }
 
-/// Whether a metadata snapshot that is there, while none of us is at work, is one of ours.
-fn left_behind(taken: Taken, root: u64) -> bool {
-    match taken {
-        Taken::Nothing => false,
-        // Between the message and its answer. Nobody else's could come in there but by a wonder of timing.
-        Taken::Soon => true,
-        Taken::Root(ours) => ours == root,
-    }
-}
-
-fn release(pool: &dyn Pool) -> io::Result<()> {
+pub(super) fn release(pool: &dyn Pool) -> io::Result<()> {
     let mut tries = 1;
     loop {
         let error = match pool.send(RELEASE) {
@@ -210,4 +212,4 @@ fn release(pool: &dyn Pool) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

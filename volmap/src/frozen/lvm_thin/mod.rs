@@ -15,21 +15,22 @@
 mod create;
 mod image;
 mod kernel;
+mod left_metadata_snapshot;
 mod locate;
 mod metadata;
 mod metadata_device;
 mod metadata_snapshot;
+mod no_survey;
 mod pool;
-mod run_file;
+mod pool_file;
+mod pool_record;
+pub(crate) mod room;
 mod target;
 mod write_counter;
 
-use super::Strength;
-
-pub(crate) use create::{fits, freeze};
+pub(crate) use create::{finish, fits, prepare};
+pub(crate) use left_metadata_snapshot::LeftMetadataSnapshot;
+pub(crate) use pool_file::PoolFiles;
 
 /// Name of the provider.
 pub(crate) const METHOD: &str = "lvm-thin";
-
-/// LVM holds writers and has a mounted file system write out what it holds, but no application knows of it.
-pub(crate) const STRENGTH: Strength = Strength::CrashConsistent;

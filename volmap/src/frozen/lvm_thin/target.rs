@@ -114,6 +114,14 @@ pub(super) enum PoolMode {
 pub(super) struct PoolStatus {
     /// Data blocks that it has, free ones too.
     pub(super) data_blocks: u64,
+    /// Those of them that are used.
+    pub(super) data_used: u64,
+    /// Metadata blocks that it has, free ones too.
+    pub(super) metadata_blocks: u64,
+    /// Those of them that are used.
+    pub(super) metadata_used: u64,
+    /// Whether writers get errors when it is full; else they wait.
+    pub(super) errors_if_full: bool,
     /// The metadata snapshot, if somebody took one: the block of its superblock.
     pub(super) held_root: Option<u64>,
     pub(super) mode: PoolMode,
@@ -133,12 +141,22 @@ impl PoolStatus {
         if words == ["Fail"] {
             return Err(TargetError::Failed);
         }
-        let &[_, _, data, held_root, mode, _, _, needs_check, ..] = words.as_slice() else {
+        let &[_, metadata, data, held_root, mode, _, if_full, needs_check, ..] = words.as_slice() else {
             return Err(unreadable());
         };
         let number = |text: &str| text.parse::<u64>().map_err(|_| unreadable());
+        let share = |text: &str| {
+            let (used, total) = text.split_once('/').ok_or_else(unreadable)?;
+            Ok::<_, TargetError>((number(used)?, number(total)?))
+        };
+        let (data_used, data_blocks) = share(data)?;
+        let (metadata_used, metadata_blocks) = share(metadata)?;
         Ok(Self {
-            data_blocks: number(data.split_once('/').ok_or_else(unreadable)?.1)?,
+            data_blocks,
+            data_used,
+            metadata_blocks,
+            metadata_used,
+            errors_if_full: if_full == "error_if_no_space",
             held_root: match held_root {
                 "-" => None,
                 root => Some(number(root)?),
@@ -265,6 +283,10 @@ mod tests {
             good,
             PoolStatus {
                 data_blocks: 8000,
+                data_used: 3200,
+                metadata_blocks: 1024,
+                metadata_used: 15,
+                errors_if_full: false,
                 held_root: None,
                 mode: PoolMode::Writable,
                 needs_check: false

@@ -57,6 +57,42 @@ impl From<io::Error> for GroundRefusal {
     }
 }
 
+/// A trace of a file system that is understood, and that moves nothing as it begins.
+fn trace(file: &File, sysfs: &Sysfs, uuid: Uuid) -> Result<Trace, GroundRefusal> {
+    let strange = btrfs::incompatible_features(file)? & !UNDERSTOOD;
+    if strange != 0 {
+        return Err(GroundRefusal::Features(strange));
+    }
+    let trace = Trace::begin(file, sysfs, uuid)?;
+    // What began before cannot be told from the trees; what begins later can.
+    trace.check_idle().map_err(GroundRefusal::Busy)?;
+    Ok(trace)
+}
+
+/// Notices what btrfs moves of a file: for whoever compares places within the file system, and does not care where it lies itself.
+#[derive(Debug)]
+pub(crate) struct Relocations(Trace);
+
+impl Relocations {
+    /// Commits the file system. What happens from here on is noticed.
+    ///
+    /// # Errors
+    /// Why nothing could be noticed.
+    pub(crate) fn watch(file: &File) -> Result<Self, String> {
+        let found = btrfs::file_system(file).map_err(|error| error.to_string())?;
+        let trace = trace(file, &Sysfs::at("/sys"), found.uuid);
+        trace.map(Self).map_err(|why| why.to_string())
+    }
+
+    /// Whether nothing was moved since.
+    ///
+    /// # Errors
+    /// What was moved, or may have been.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        self.0.check()
+    }
+}
+
 /// The ground of one file, as of a moment.
 #[derive(Debug)]
 pub(in crate::layers) struct Ground {
@@ -69,14 +105,8 @@ pub(in crate::layers) struct Ground {
 impl Ground {
     /// Commits the file system, and looks at it. Map the file after this.
     pub(in crate::layers) fn of(file: &File, sysfs: &Sysfs) -> Result<Self, GroundRefusal> {
-        let strange = btrfs::incompatible_features(file)? & !UNDERSTOOD;
-        if strange != 0 {
-            return Err(GroundRefusal::Features(strange));
-        }
         let uuid = btrfs::file_system(file)?.uuid;
-        let trace = Trace::begin(file, sysfs, uuid)?;
-        // What began before cannot be told from the trees; what begins later can.
-        trace.check_idle().map_err(GroundRefusal::Busy)?;
+        let trace = trace(file, sysfs, uuid)?;
         let known = sysfs.btrfs_devices(uuid)?;
         let mut sound = BTreeMap::new();
         for member in trace.members() {

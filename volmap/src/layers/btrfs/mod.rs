@@ -14,5 +14,6 @@ mod chunk;
 mod ground;
 mod trace;
 
+pub(crate) use ground::Relocations;
 pub(super) use ground::{Ground, GroundRefusal};
 pub(super) use trace::Trace;

@@ -10,7 +10,7 @@ use volmap::frozen::FrozenImage;
 use volmap::sys::lease::{self, Held};
 use volmap::sys::{fiemap, inode_flags};
 
-use super::pool::{Pool, is_direct, places};
+use super::pool::{Pool, await_direct, is_direct, places};
 use crate::rig::{Lun, path, pattern, read_all, run};
 
 /// A clone of a volume, frozen and directly readable.
@@ -66,8 +66,12 @@ fn a_balance_ends_direct_reads_before_the_old_places_are_used_again() {
         lun.read(place.offset, len) != bytes[offset..offset + len]
     });
     assert!(wrong, "this test proves nothing if nothing moved");
-    assert!(!is_direct(&*image));
     assert!(read_all(&*image) == bytes);
+    // Where it lies by now is told, too, by then or soon.
+    await_direct(&*image);
+    let (read, direct) = pool.read_as_proxy(&*image);
+    assert!(read == bytes && direct > 0);
+    assert_ne!(places(&*image), stale);
 }
 
 #[test]
@@ -167,6 +171,8 @@ fn a_device_that_is_replaced_ends_direct_reads() {
     .unwrap();
     assert!(!is_direct(&*image));
     assert!(read_all(&*image) == bytes);
+    await_direct(&*image);
+    assert!(pool.read_as_proxy(&*image).0 == bytes);
     drop(image);
     let image = pool.freeze(&pool.root().join("disk.img"), Method::Reflink);
     assert!(is_direct(&*image));
@@ -198,6 +204,13 @@ fn a_device_that_is_removed_ends_direct_reads() {
     .unwrap();
     assert!(!is_direct(&*image));
     assert!(read_all(&*image) == bytes);
+    // On the other device, which it did not lie on at the freeze.
+    await_direct(&*image);
+    let (_, place, _) = places(&*image)[0];
+    let graph = image.graph();
+    let other = ["id:lun1", "id:lun0"][used];
+    assert_eq!(graph.store(place.store).identity.as_str(), other);
+    assert!(pool.read_as_proxy(&*image).0 == bytes);
     drop(image);
     let image = pool.freeze(&pool.root().join("disk.img"), Method::Reflink);
     assert!(is_direct(&*image));

@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use volmap::freeze::{FreezeOptions, Method};
 use volmap::frozen::FrozenImage;
@@ -124,8 +126,17 @@ impl Pool {
 
 /// Whether the first extent may be read directly now.
 pub(super) fn is_direct(image: &dyn FrozenImage) -> bool {
-    let status = image.status(ByteRange::new(0, 4096).unwrap(), 1).unwrap();
+    let status = image.status(ByteRange::new(0, 4096).unwrap(), 1).unwrap().extents;
     status[0].generation.is_direct()
+}
+
+/// Waits until what was moved is mapped again.
+pub(super) fn await_direct(image: &dyn FrozenImage) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !is_direct(image) {
+        assert!(Instant::now() < until, "it is not mapped again");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// All places of a frozen image on disks, with the offset in the image.

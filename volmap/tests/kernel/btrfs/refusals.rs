@@ -19,8 +19,9 @@ fn parity_is_opaque_and_says_so() {
         let (volume, bytes) = pool.volume(pool.root(), 8);
         let image = pool.freeze(&volume, Method::Auto);
         assert_eq!(image.description().stability, Stability::Opaque);
-        let Below::Opaque(reason) = &image.graph().stores().last().unwrap().below else {
-            panic!("{:?}", image.graph());
+        let graph = image.graph();
+        let Below::Opaque(reason) = &graph.stores().last().unwrap().below else {
+            panic!("{graph:?}");
         };
         assert!(reason.contains("raid5"), "{reason}");
         assert!(read_all(&*image) == bytes);

@@ -7,7 +7,9 @@ mod tls;
 
 use bytes::BytesMut;
 
-use super::{Catalogue, ClientHandshake, ClientProgress, Goal, Outcome, Progress, Refusal, ServerHandshake};
+use super::{
+    Catalogue, ClientHandshake, ClientProgress, Entry, Goal, Outcome, Progress, Refusal, ServerHandshake,
+};
 use crate::proto::constants::{OptionCode, OptionReplyCode};
 use crate::proto::context::ContextName;
 use crate::proto::error::ProtocolError;
@@ -36,6 +38,7 @@ impl Catalogue for Shelf {
         match name {
             "gone" => Err(Refusal::Shutdown),
             "secret" => Err(Refusal::Policy),
+            "new" => Err(Refusal::OnEntry),
             "" | "disk" => Ok(()),
             name if name.bytes().all(|byte| byte == b'n') => Ok(()),
             _ => Err(Refusal::Unknown),
@@ -53,7 +56,17 @@ impl Catalogue for Shelf {
         })
     }
 
+    fn enter(&self, name: &str) -> Result<Entry, Refusal> {
+        match name {
+            "new" => Ok(Entry::Awaited),
+            name => self.describe(name).map(Entry::Ready),
+        }
+    }
+
     fn contexts(&self, name: &str, style: HeaderStyle) -> Result<Vec<ContextName>, Refusal> {
+        if name == "new" {
+            return Ok(vec![context("base:allocation")]);
+        }
         self.describe(name)?;
         let mut names = vec!["base:allocation"];
         if style == HeaderStyle::Extended {
@@ -109,6 +122,14 @@ fn run_machines(
                 Progress::Continue => {}
                 Progress::NeedInput | Progress::Closed => break,
                 Progress::StartTls => server.secured(),
+                Progress::Awaited(_) => {
+                    if let Progress::Transmission(session) =
+                        server.made(Shelf.describe("disk"), &mut to_client)
+                    {
+                        entered = Some(*session);
+                    }
+                    break;
+                }
                 Progress::Transmission(session) => {
                     entered = Some(*session);
                     break;

@@ -9,6 +9,7 @@ use crate::proto::error::PeerMisbehaved;
 use crate::proto::flags::ClientFlags;
 use crate::proto::limits::MAX_OPTION_DATA;
 use crate::proto::option::{ContextRequest, InfoRequest};
+use crate::proto::text::ErrorText;
 
 fn go(export: &str, infos: &[InfoCode]) -> BytesMut {
     let mut data = BytesMut::new();
@@ -453,4 +454,94 @@ fn a_server_that_goes_away_says_so_to_every_option() {
     server.shut_down();
     let rest = ask_server(&mut server, &[&input[..], &sent[9..]].concat(), usize::MAX);
     assert_eq!(rest.replies[0].1, OptionReplyCode::ERR_SHUTDOWN);
+}
+
+/// What a client gets that enters an export which has to be made.
+fn made(made: Result<ExportInfo, Refusal>) -> (Progress, Vec<(OptionReplyCode, Vec<u8>)>) {
+    let mut raw = BytesMut::new();
+    let mut server = ServerHandshake::start(&mut raw);
+    let set = set("new", &["base:allocation", "x-volmap:generation"]);
+    let go = go("new", &[InfoCode::NAME]);
+    let asked = options(
+        3,
+        &[
+            (OptionCode::STRUCTURED_REPLY, &[]),
+            (OptionCode::SET_META_CONTEXT, &set),
+            (OptionCode::GO, &go),
+        ],
+    );
+    let waits = ask_server(&mut server, &asked, usize::MAX);
+    assert_eq!(waits.end, Ok(Progress::Awaited(name("new"))));
+    assert_eq!(waits.replies.len(), 3, "one context, and nothing about GO yet");
+    let mut output = BytesMut::new();
+    let progress = server.made(made, &mut output);
+    let mut replies = Vec::new();
+    let mut rest = &output[..];
+    while let Ok(Some(header)) = OptionReplyHeader::decode(rest) {
+        assert_eq!(header.option, OptionCode::GO);
+        let whole = OPTION_REPLY_HEADER_LEN + header.length as usize;
+        replies.push((header.reply, rest[OPTION_REPLY_HEADER_LEN..whole].to_vec()));
+        rest = &rest[whole..];
+    }
+    assert!(rest.is_empty());
+    // It is over either way: nothing is made twice for one GO.
+    assert_eq!(
+        server.made(Shelf.describe("disk"), &mut BytesMut::new()),
+        Progress::Continue
+    );
+    (progress, replies)
+}
+
+#[test]
+fn an_export_that_is_made_for_a_client_is_entered_by_the_name_that_it_asked_for() {
+    let (progress, replies) = made(Shelf.describe("disk"));
+    let Progress::Transmission(session) = progress else {
+        panic!("{progress:?}");
+    };
+    assert_eq!(session.requested, name("new"));
+    assert_eq!(session.export.name, name("disk"));
+    assert_eq!(session.contexts.len(), 1, "what was selected before counts");
+    let told: Vec<_> = replies.iter().map(|(reply, _)| *reply).collect();
+    assert_eq!(told, [INFO, INFO, ACK]);
+    assert_eq!(
+        replies[1].1, b"\0\x01disk",
+        "NBD_INFO_NAME tells what it is called"
+    );
+}
+
+#[test]
+fn an_export_that_could_not_be_made_is_refused_in_words_and_the_session_goes_on() {
+    let text = |text: &str| ErrorText::new(text);
+    for (refusal, code, words) in [
+        (
+            Refusal::NotNow(text("too many")),
+            OptionReplyCode::ERR_POLICY,
+            "too many",
+        ),
+        (
+            Refusal::Failed(text("no room")),
+            OptionReplyCode::ERR_PLATFORM,
+            "no room",
+        ),
+        (
+            Refusal::Shutdown,
+            OptionReplyCode::ERR_SHUTDOWN,
+            "the server is shutting down",
+        ),
+    ] {
+        let (progress, replies) = made(Err(refusal));
+        assert_eq!(progress, Progress::Continue);
+        assert_eq!(replies, [(code, words.as_bytes().to_vec())]);
+    }
+}
+
+#[test]
+fn nothing_is_made_for_whoever_only_looks() {
+    let info = go("new", &[]);
+    assert_eq!(codes(&[(OptionCode::INFO, &info)]), [OptionReplyCode::ERR_POLICY]);
+    let by_name = ask(&options(3, &[(OptionCode::EXPORT_NAME, b"new")]), usize::MAX);
+    assert!(
+        by_name.end.is_err() && by_name.raw.is_empty(),
+        "it has no way to be refused"
+    );
 }

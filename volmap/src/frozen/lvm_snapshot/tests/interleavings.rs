@@ -25,7 +25,7 @@ struct Seen {
 fn extents(image: &LvmSnapshotImage) -> Option<Vec<StatusExtent>> {
     let all = ByteRange::new(0, image.size()).unwrap();
     match image.status(all, usize::MAX) {
-        Ok(extents) => Some(extents),
+        Ok(status) => Some(status.extents),
         Err(FrozenError::Gone(_)) => None,
         Err(error) => panic!("{error}"),
     }

@@ -4,23 +4,28 @@
 //! A write of a chunk that was not copied yet goes: prepare (the status counts it), copy, commit (entries are collected in memory and
 //! written when nothing is under way any more, or the area is full), write the area sector by sector, and only then overwrite the origin.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use uuid::Uuid;
 
-use super::schedule::Chooser;
+use super::schedule::{Chooser, Nobody};
 use crate::frozen::lvm_snapshot::exception_store::Geometry;
 use crate::frozen::lvm_snapshot::image::{LvmSnapshotImage, Patience, Snapshot, Survey};
 use crate::frozen::lvm_snapshot::table::Sample;
-use crate::frozen::{Attestation, Description, FrozenError, Stability, Strength};
+use crate::frozen::{Attestation, Description, FreeSpace, FrozenError, NoFreeSpace, Stability, Strength};
 use crate::generation::GenerationClock;
 use crate::identity::Identity;
 use crate::range::ByteRange;
 use crate::store::{Below, Place, Segment, Store, StoreGraph, StoreKind};
+use crate::sys::DeviceNumber;
 
 pub(super) const CHUNK: u64 = 4096;
 pub(super) const CHUNK_LEN: usize = 4096;
 const SECTOR: usize = 512;
+
+/// How many worlds there are: each has an origin of its own.
+static WORLDS: AtomicU32 = AtomicU32::new(0);
 const PER_AREA: u64 = CHUNK / 16;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,9 +75,12 @@ pub(super) struct Inner {
     writers: Vec<Writer>,
     pub(super) lost: Option<String>,
     pub(super) witness: Result<(), String>,
+    /// What origin and store lie on: the LUN, one that it was moved to, or nothing that is understood.
+    pub(super) ground: Option<&'static str>,
     pub(super) surveys: u32,
     pub(super) samples: u32,
     pub(super) removed: u32,
+    origin: DeviceNumber,
     chooser: Box<dyn Chooser>,
 }
 
@@ -115,9 +123,14 @@ impl World {
             writers: Vec::new(),
             lost: None,
             witness: Ok(()),
+            ground: Some("lun"),
             surveys: 0,
             samples: 0,
             removed: 0,
+            origin: DeviceNumber {
+                major: 253,
+                minor: WORLDS.fetch_add(1, Ordering::Relaxed),
+            },
             chooser,
         };
         let header = [0x7041_6e53u32, 1, 1, 8].map(u32::to_le_bytes).concat();
@@ -184,6 +197,25 @@ impl World {
         }
     }
 
+    /// What the origin holds now, a byte for each chunk.
+    pub(super) fn origin_bytes(&self) -> Vec<u8> {
+        let inner = self.point();
+        (0..inner.chunks)
+            .map(|chunk| inner.lun[at(chunk * CHUNK)])
+            .collect()
+    }
+
+    /// The frozen image of another snapshot of this origin, in which nothing happens.
+    pub(super) fn snapshot_of_the_same_origin(&self) -> LvmSnapshotImage {
+        let (chunks, origin) = {
+            let inner = self.inner();
+            (inner.chunks, inner.origin)
+        };
+        let other = Self::new(chunks, 40, Box::new(Nobody));
+        other.inner().origin = origin;
+        other.image(Patience::default())
+    }
+
     /// The byte of which a chunk at this place of the LUN consists.
     pub(super) fn read_lun(&self, offset: u64) -> u8 {
         let inner = self.point();
@@ -194,10 +226,15 @@ impl World {
 
     /// The frozen image of this world.
     pub(super) fn image(&self, patience: Patience) -> LvmSnapshotImage {
+        self.image_of(Strength::CrashConsistent, patience)
+    }
+
+    /// The same, of what was so much in order.
+    pub(super) fn image_of(&self, strength: Strength, patience: Patience) -> LvmSnapshotImage {
         let description = Description {
             uuid: Uuid::from_u128(1),
             method: "lvm-snapshot",
-            strength: Strength::CrashConsistent,
+            strength,
             stability: Stability::Moves,
             attestation: Attestation::Witnessed,
             frozen_at: std::time::SystemTime::UNIX_EPOCH,
@@ -372,6 +409,10 @@ fn store(kind: StoreKind, name: &str, size: u64, below: Below) -> Store {
 }
 
 impl Snapshot for World {
+    fn free_space(&self) -> Result<FreeSpace, NoFreeSpace> {
+        Ok(FreeSpace::of_runs(self.inner().chunks * CHUNK, &[]))
+    }
+
     fn sample(&self) -> std::io::Result<Sample> {
         let mut inner = self.point();
         inner.samples += 1;
@@ -411,11 +452,18 @@ impl Snapshot for World {
     fn survey(&self) -> Result<Survey, FrozenError> {
         let mut inner = self.inner();
         inner.surveys += 1;
-        inner.witness = Ok(());
+        let ground = inner.ground;
+        if ground.is_some() {
+            inner.witness = Ok(());
+        }
         let (size, store_size) = (inner.chunks * CHUNK, inner.store_chunks * CHUNK);
         drop(inner);
         let mut graph = StoreGraph::new();
-        let disk = graph.add(store(StoreKind::Disk, "lun", size + store_size, Below::Disk));
+        let (name, below) = match ground {
+            Some(name) => (name, Below::Disk),
+            None => ("dark", Below::Opaque("on its way".to_owned())),
+        };
+        let disk = graph.add(store(StoreKind::Disk, name, size + store_size, below));
         let on_disk = |len, offset| {
             let range = ByteRange::new(0, len).unwrap();
             let below = Place { store: disk, offset };
@@ -435,6 +483,10 @@ impl Snapshot for World {
             store,
             witness: Box::new(move || world.inner().witness.clone()),
         })
+    }
+
+    fn origin(&self) -> DeviceNumber {
+        self.inner().origin
     }
 
     fn remove(&self) {

@@ -1,12 +1,14 @@
 //! What every answer is sampled by, and what is the end of places or of the content.
 
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use super::model::{CHUNK, CHUNK_LEN, World, frozen_byte};
-use super::schedule::Nobody;
+use super::schedule::{Chooser, Nobody};
 use crate::frozen::lvm_snapshot::image::{LvmSnapshotImage, Patience};
-use crate::frozen::{FrozenError, FrozenImage, StatusExtent};
+use crate::frozen::{FrozenError, FrozenImage, NoFreeSpace, StatusExtent, Strength};
+use crate::limits::REMAP_PAUSE;
 use crate::range::ByteRange;
 
 const CHUNKS: u64 = 16;
@@ -29,7 +31,7 @@ fn all() -> ByteRange {
 }
 
 fn status(image: &LvmSnapshotImage) -> Vec<StatusExtent> {
-    let extents = image.status(all(), usize::MAX).unwrap();
+    let extents = image.status(all(), usize::MAX).unwrap().extents;
     let mut end = 0;
     for extent in &extents {
         assert_eq!(extent.range.start(), end);
@@ -41,6 +43,40 @@ fn status(image: &LvmSnapshotImage) -> Vec<StatusExtent> {
 
 fn of_chunk(extents: &[StatusExtent], chunk: u64) -> StatusExtent {
     *extents.iter().find(|e| e.range.contains(chunk * CHUNK)).unwrap()
+}
+
+/// A kernel that does not answer until it is told to.
+struct Hangs {
+    asked: mpsc::Sender<()>,
+    word: mpsc::Receiver<()>,
+}
+
+impl Chooser for Hangs {
+    fn choose(&mut self, _: usize) -> usize {
+        // Once both are gone it answers at once.
+        let _ = self.asked.send(());
+        let _ = self.word.recv();
+        0
+    }
+}
+
+#[test]
+fn a_device_that_hangs_keeps_nobody_from_the_stores() {
+    let (world, image) = world();
+    let ((asked, arrived), (say, word)) = (mpsc::channel(), mpsc::channel());
+    world.begin(5);
+    world.inner().choose_by(Box::new(Hangs { asked, word }));
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| image.status(all(), usize::MAX));
+        arrived.recv().unwrap();
+        let (done, told) = mpsc::channel();
+        let image = &image;
+        scope.spawn(move || done.send(image.graph()));
+        let told = told.recv_timeout(Duration::from_secs(10));
+        drop(say);
+        asking.join().unwrap().unwrap();
+        told.expect("a handshake must not wait for a device");
+    });
 }
 
 #[test]
@@ -78,7 +114,7 @@ fn a_status_of_a_part_is_that_part_of_the_whole() {
     }
     let whole = status(&image);
     let range = ByteRange::new(3 * CHUNK + 100, 3 * CHUNK).unwrap();
-    let part = image.status(range, usize::MAX).unwrap();
+    let part = image.status(range, usize::MAX).unwrap().extents;
     assert_eq!(
         (part[0].range.start(), part.last().unwrap().range.end()),
         (range.start(), range.end())
@@ -89,7 +125,7 @@ fn a_status_of_a_part_is_that_part_of_the_whole() {
         assert_eq!(extent.generation, all.generation);
         assert_eq!(extent.place.unwrap().offset, all.place.unwrap().offset + skipped);
     }
-    assert_eq!(image.status(range, 1).unwrap().len(), 1);
+    assert_eq!(image.status(range, 1).unwrap().extents.len(), 1);
 }
 
 #[test]
@@ -184,7 +220,7 @@ fn a_copy_that_never_comes_to_the_log_is_not_waited_for_when_the_snapshot_is_los
 fn bytes_that_were_copied_while_the_snapshot_was_lost_are_not_given_out() {
     struct AtOnce;
     /// The first writer goes on whenever it can.
-    impl super::schedule::Chooser for AtOnce {
+    impl Chooser for AtOnce {
         fn choose(&mut self, n: usize) -> usize {
             n - 1
         }
@@ -217,6 +253,33 @@ fn a_change_below_that_left_no_trace_still_costs_every_generation() {
 }
 
 #[test]
+fn what_was_moved_below_is_told_of_where_it_lies_now() {
+    let (world, image) = world();
+    world.write(2);
+    let before = status(&image);
+    let move_to = |ground| {
+        let mut inner = world.inner();
+        inner.ground = ground;
+        inner.witness = Err("a device-mapper device was changed".to_owned());
+    };
+    move_to(None);
+    let surveys = world.inner().surveys;
+    for _ in 0..5 {
+        assert!(status(&image).iter().all(|e| e.place.is_none()));
+    }
+    assert_eq!(world.inner().surveys, surveys + 1, "not for each question");
+    move_to(Some("other"));
+    thread::sleep(REMAP_PAUSE);
+    let after = image.status(all(), usize::MAX).unwrap();
+    for chunk in 0..CHUNKS {
+        let (old, new) = (of_chunk(&before, chunk), of_chunk(&after.extents, chunk));
+        assert!(new.generation.is_direct() && new.generation != old.generation);
+        let disk = after.graph.resolve(new.place.unwrap(), CHUNK).disk().unwrap();
+        assert_eq!(after.graph.store(disk.store).identity.as_str(), "id:other");
+    }
+}
+
+#[test]
 fn a_status_below_the_log_is_believed_by_nobody() {
     let (world, image) = world();
     world.write(2);
@@ -243,4 +306,14 @@ fn a_thaw_is_told_to_everybody_and_removes_the_snapshot() {
     let (world, image) = self::world();
     drop(image);
     assert!(world.inner().removed > 0);
+}
+
+#[test]
+fn free_space_is_told_only_of_what_was_frozen_for_the_image() {
+    let (world, image) = world();
+    assert!(matches!(image.free_space(), Err(NoFreeSpace::NotFrozen)));
+    let image = world.image_of(Strength::FileSystem, patience(0));
+    assert_eq!(image.free_space().unwrap().bytes(), 0);
+    world.inner().lost = Some("Invalid".to_owned());
+    assert!(matches!(image.free_space(), Err(NoFreeSpace::Gone(_))));
 }

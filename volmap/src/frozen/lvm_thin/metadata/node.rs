@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use super::checksum::crc32c;
 use super::source::{u32_at, u64_at};
-use super::{BLOCK_SIZE, MetadataError};
+use super::{BLOCK_SIZE, MetadataError, checksum};
 
 const CHECKSUM_XOR: u32 = 121_107;
 const KEY_SIZE: usize = 8;
@@ -14,9 +13,7 @@ pub(super) const NUMBER_SIZE: usize = 8;
 /// Byte offsets of `struct node_header` in the kernel's `dm-btree-internal.h`; keys follow, then values, each with room for
 /// `max_entries`.
 mod at {
-    pub(super) const CHECKSUM: usize = 0;
     pub(super) const FLAGS: usize = 4;
-    pub(super) const BLOCK: usize = 8;
     pub(super) const ENTRIES: usize = 16;
     pub(super) const MAX_ENTRIES: usize = 20;
     pub(super) const VALUE_SIZE: usize = 24;
@@ -61,14 +58,7 @@ impl<'a> Node<'a> {
         range: KeyRange,
         is_root: bool,
     ) -> Result<Self, MetadataError> {
-        assert_eq!(bytes.len(), BLOCK_SIZE, "a whole block");
-        if crc32c(&bytes[at::CHECKSUM + 4..]) ^ CHECKSUM_XOR != u32_at(bytes, at::CHECKSUM) {
-            return Err(MetadataError::Checksum { block });
-        }
-        let says = u64_at(bytes, at::BLOCK);
-        if says != block {
-            return Err(MetadataError::Misplaced { block, says });
-        }
+        checksum::check(block, bytes, CHECKSUM_XOR)?;
         let wrong = |why| Err(MetadataError::Node { block, why });
         let number = |at| usize::try_from(u32_at(bytes, at)).unwrap_or(usize::MAX);
         let (is_leaf, expected_size) = match u32_at(bytes, at::FLAGS) {

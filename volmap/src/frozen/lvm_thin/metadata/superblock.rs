@@ -1,9 +1,8 @@
 //! The superblock, or the copy of it that a metadata snapshot begins with.
 
-use super::checksum::crc32c;
 use super::limits::{DATA_BLOCK_SECTORS_MAX, DATA_BLOCK_SECTORS_MIN};
 use super::source::{u32_at, u64_at};
-use super::{BLOCK_SIZE, MetadataError};
+use super::{BLOCK_SIZE, MetadataError, checksum};
 
 const MAGIC: u64 = 27_022_010;
 const CHECKSUM_XOR: u32 = 160_774;
@@ -13,8 +12,6 @@ const SECTOR: u64 = 512;
 
 /// Byte offsets of `struct thin_disk_superblock` in the kernel's `dm-thin-metadata.c`; all numbers are little-endian.
 mod at {
-    pub(super) const CHECKSUM: usize = 0;
-    pub(super) const BLOCK: usize = 8;
     pub(super) const MAGIC: usize = 32;
     pub(super) const VERSION: usize = 40;
     pub(super) const MAPPING_ROOT: usize = 320;
@@ -41,14 +38,7 @@ impl Superblock {
     /// # Errors
     /// It is none, or of a kind that is not known.
     pub(super) fn parse(block: u64, bytes: &[u8]) -> Result<Self, MetadataError> {
-        assert_eq!(bytes.len(), BLOCK_SIZE, "a whole block");
-        if crc32c(&bytes[at::CHECKSUM + 4..]) ^ CHECKSUM_XOR != u32_at(bytes, at::CHECKSUM) {
-            return Err(MetadataError::Checksum { block });
-        }
-        let says = u64_at(bytes, at::BLOCK);
-        if says != block {
-            return Err(MetadataError::Misplaced { block, says });
-        }
+        checksum::check(block, bytes, CHECKSUM_XOR)?;
         let unknown = |what, found: u64| Err(MetadataError::Unknown { what, found });
         let number = |at| u32_at(bytes, at);
         let magic = u64_at(bytes, at::MAGIC);

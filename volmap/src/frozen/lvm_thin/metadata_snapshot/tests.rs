@@ -1,13 +1,15 @@
 //! A pool in memory, and what can come between us and its metadata snapshot.
 
-use std::fs;
+use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::frozen::lvm_thin::target::{PoolMode, PoolStatus};
+use crate::sys::lease;
 
 const PATIENCE: Duration = Duration::from_millis(300);
 
@@ -21,17 +23,25 @@ struct State {
     /// Looks until somebody else's is released.
     other_leaves_after: Option<usize>,
     refuses: bool,
+    /// In the same block.
+    other_takes_after_release: bool,
 }
 
 #[derive(Default)]
-struct FakePool(Mutex<State>);
+pub(in crate::frozen::lvm_thin) struct FakePool(Mutex<State>);
 
 impl FakePool {
+    pub(in crate::frozen::lvm_thin) const UUID: &str = "LVM-abc-tpool";
+
+    pub(in crate::frozen::lvm_thin) fn held(&self) -> Option<u64> {
+        self.state().held
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
 
-    fn held_by_other(root: u64) -> Self {
+    pub(in crate::frozen::lvm_thin) fn held_by_other(root: u64) -> Self {
         let pool = Self::default();
         pool.state().held = Some(root);
         pool
@@ -44,7 +54,7 @@ impl Pool for FakePool {
     }
 
     fn uuid(&self) -> &str {
-        "LVM-abc-tpool"
+        Self::UUID
     }
 
     fn status(&self) -> Result<PoolStatus, PoolError> {
@@ -59,6 +69,10 @@ impl Pool for FakePool {
         }
         Ok(PoolStatus {
             data_blocks: 100,
+            data_used: 10,
+            metadata_blocks: 100,
+            metadata_used: 10,
+            errors_if_full: false,
             held_root: state.held,
             mode: PoolMode::Writable,
             needs_check: false,
@@ -81,7 +95,12 @@ impl Pool for FakePool {
                 Err(io::ErrorKind::InvalidInput.into())
             }
             RELEASE => match state.held.take() {
-                Some(_) => Ok(()),
+                Some(root) => {
+                    if state.other_takes_after_release {
+                        state.held = Some(root);
+                    }
+                    Ok(())
+                }
                 None => Err(io::ErrorKind::InvalidInput.into()),
             },
             other => panic!("a message that no pool knows: {other}"),
@@ -89,14 +108,24 @@ impl Pool for FakePool {
     }
 }
 
+fn files(run: &TempDir) -> PoolFiles {
+    PoolFiles::in_directory(run.path())
+}
+
+/// Where the record of the pool is.
+fn record(run: &TempDir) -> PathBuf {
+    let records = run.path().join("records");
+    fs::read_dir(records).unwrap().next().unwrap().unwrap().path()
+}
+
 fn take<'a>(pool: &'a FakePool, run: &TempDir) -> Result<MetadataSnapshot<'a>, MetadataSnapshotError> {
-    MetadataSnapshot::take(pool, run.path(), PATIENCE)
+    MetadataSnapshot::take(pool, &files(run), PATIENCE)
 }
 
 /// What an agent leaves that is killed now: its lock goes, its file stays, and nothing is released.
 fn killed(pool: &FakePool, snapshot: MetadataSnapshot<'_>, run: &TempDir) {
     let root = snapshot.root();
-    let file = fs::read_dir(run.path()).unwrap().next().unwrap().unwrap().path();
+    let file = record(run);
     let text = fs::read(&file).unwrap();
     drop(snapshot);
     fs::write(&file, text).unwrap();
@@ -106,7 +135,8 @@ fn killed(pool: &FakePool, snapshot: MetadataSnapshot<'_>, run: &TempDir) {
 }
 
 fn written(run: &TempDir) -> Taken {
-    let mut file = RunFile::lock(run.path(), "LVM-abc-tpool")
+    let mut file = files(run)
+        .lock("LVM-abc-tpool")
         .unwrap()
         .expect("nobody holds it");
     file.taken().unwrap()
@@ -145,14 +175,64 @@ fn what_a_killed_agent_held_is_released_by_the_next() {
     assert_eq!(pool.state().messages, [RELEASE, TAKE]);
 }
 
+/// An agent was killed before its message, and another program took one since, a reboot later even.
 #[test]
-fn what_an_agent_was_about_to_take_when_it_was_killed_is_released_by_the_next() {
+fn that_an_agent_was_about_to_take_one_makes_nobody_elses_ours() {
     let (pool, run) = (FakePool::held_by_other(5), tempfile::tempdir().unwrap());
-    let mut file = RunFile::lock(run.path(), pool.uuid()).unwrap().unwrap();
-    file.write(Taken::Soon).unwrap();
-    drop(file);
-    drop(take(&pool, &run).unwrap());
-    assert_eq!(pool.state().held, None);
+    files(&run)
+        .lock(pool.uuid())
+        .unwrap()
+        .unwrap()
+        .write(Taken::Soon)
+        .unwrap();
+    let refused = take(&pool, &run).map(drop);
+    assert!(matches!(
+        refused,
+        Err(MetadataSnapshotError::HeldByOther { root: 5, .. })
+    ));
+    assert_eq!(pool.held(), Some(5));
+    assert!(pool.state().messages.is_empty());
+    assert_eq!(written(&run), Taken::Soon, "a cleanup tells of it");
+    pool.state().held = None;
+    take(&pool, &run).unwrap();
+}
+
+#[test]
+fn what_was_released_is_crossed_out_before_somebody_elses_comes_to_lie_there() {
+    let (pool, run) = (FakePool::default(), tempfile::tempdir().unwrap());
+    killed(&pool, take(&pool, &run).unwrap(), &run);
+    pool.state().other_takes_after_release = true;
+    let refused = take(&pool, &run).map(drop);
+    assert!(matches!(
+        refused,
+        Err(MetadataSnapshotError::HeldByOther { root: 1, .. })
+    ));
+    assert_eq!((pool.held(), written(&run)), (Some(1), Taken::Nothing));
+}
+
+/// As where the file system of the records is frozen: an open file that is leased is opened by others once that ends.
+#[test]
+fn a_record_that_does_not_answer_is_not_waited_for_and_nothing_is_taken_without_it() {
+    let (pool, run) = (FakePool::default(), tempfile::tempdir().unwrap());
+    take(&pool, &run).unwrap();
+    pool.state().messages.clear();
+    let frozen = File::open(record(&run)).unwrap();
+    lease::take_read(&frozen).unwrap();
+    let refused = take(&pool, &run).map(drop);
+    assert!(
+        matches!(&refused, Err(MetadataSnapshotError::PoolFile { source, .. })
+            if source.kind() == io::ErrorKind::TimedOut),
+        "{refused:?}"
+    );
+    let again = take(&pool, &run).map(drop);
+    assert!(
+        matches!(again, Err(MetadataSnapshotError::Queue { .. })),
+        "no second thread waits: {again:?}"
+    );
+    assert!(pool.state().messages.is_empty());
+    lease::release(&frozen).unwrap();
+    MetadataSnapshot::take(&pool, &files(&run), Duration::from_secs(60)).unwrap();
+    assert_eq!(written(&run), Taken::Nothing);
 }
 
 #[test]
@@ -200,7 +280,7 @@ fn agents_take_turns() {
     assert_eq!(pool.state().held, Some(first.root()));
     thread::scope(|scope| {
         let second =
-            scope.spawn(|| MetadataSnapshot::take(&pool, run.path(), Duration::from_secs(60)).map(drop));
+            scope.spawn(|| MetadataSnapshot::take(&pool, &files(&run), Duration::from_secs(60)).map(drop));
         thread::sleep(Duration::from_millis(100));
         drop(first);
         second.join().unwrap().unwrap();

@@ -10,6 +10,9 @@ use proptest::prelude::*;
 
 use super::super::{PoolGeometry, Run, ThinMap};
 use super::Memory;
+use crate::frozen::ChangedMap;
+use crate::frozen::lvm_thin::locate::extents;
+use crate::frozen::same_places::same;
 
 const GEOMETRY: PoolGeometry = PoolGeometry {
     data_block_size: 64 << 10,
@@ -109,14 +112,14 @@ fn mappings() -> impl Strategy<Value = Vec<(u64, u64, u64, u32)>> {
 }
 
 fn has_tools(test: &str) -> bool {
-    let found = ["thin_restore", "thin_dump"].iter().all(|program| {
+    let found = ["thin_restore", "thin_dump", "thin_delta"].iter().all(|program| {
         let directories = std::env::var("PATH").unwrap_or_default();
         directories
             .split(':')
             .any(|d| Path::new(d).join(program).exists())
     });
     if !found {
-        let line = format!("SKIP: {test}: thin_restore and thin_dump are not installed\n");
+        let line = format!("SKIP: {test}: thin_restore, thin_dump and thin_delta are not installed\n");
         eprint!("{line}");
         if let Some(log) = std::env::var_os("SKIP_LOG") {
             let mut log = fs::OpenOptions::new()
@@ -174,5 +177,52 @@ fn flipped_bytes_of_real_metadata_give_the_same_map_or_none() {
         if let Ok(map) = ThinMap::read(&bad, 0, 0, GEOMETRY) {
             prop_assert!(map == truth, "a flip at byte {at} gave another map");
         }
+    });
+}
+
+/// Blocks that two devices have mapped alike, by `thin_delta`.
+fn alike(xml: &str) -> Vec<u64> {
+    let number = |line: &str, name: &str| -> u64 {
+        let (_, rest) = line.split_once(&format!(" {name}=\"")).unwrap();
+        rest.split('"').next().unwrap().parse().unwrap()
+    };
+    let same = xml.lines().filter(|line| line.contains("<same"));
+    same.flat_map(|line| (0..number(line, "length")).map(move |nth| number(line, "begin") + nth))
+        .collect()
+}
+
+#[test]
+fn what_two_devices_have_alike_is_what_thin_delta_says() {
+    if !has_tools("what_two_devices_have_alike_is_what_thin_delta_says") {
+        return;
+    }
+    let config = ProptestConfig::with_cases(24);
+    proptest!(config, |(older in mappings(), kept in proptest::collection::vec(0..4u8, 600))| {
+        // Of each run the newer one keeps all, the first half, or nothing, or has its own.
+        let runs = older.iter().zip(&kept).enumerate();
+        let newer: Vec<_> = runs.filter_map(|(nth, (&(thin, data, len, time), kept))| match kept {
+            0 => Some((thin, data, len, time)),
+            1 if len > 1 => Some((thin, data, len / 2, time)),
+            2 => Some((thin, 60_000 + nth as u64 * 40, len, time)),
+            _ => None,
+        }).collect();
+        let directory = tempfile::tempdir().unwrap();
+        let metadata = restore(directory.path(), &[older.clone(), newer]);
+        let delta = Command::new("thin_delta")
+            .args(["--thin1", "0", "--thin2", "1", metadata.to_str().unwrap()])
+            .output()
+            .unwrap();
+        prop_assert!(delta.status.success(), "{:?}", delta);
+        let memory = Memory(fs::read(&metadata).unwrap());
+        let block = GEOMETRY.data_block_size;
+        let end = older.last().map_or(0, |run| run.0 + run.2) + 1;
+        let extents = |id| extents(&ThinMap::read(&memory, 0, id, GEOMETRY).unwrap(), end * block, block);
+        let (then, now) = (extents(0), extents(1));
+        let map = ChangedMap::all_but(end * block, same(&then, &now));
+        let is_mapped = |at: u64| then.located.iter().any(|located| located.range.contains(at));
+        let ours: Vec<u64> = (0..end)
+            .filter(|nth| is_mapped(nth * block) && !map.is_changed(nth * block))
+            .collect();
+        prop_assert_eq!(ours, alike(&String::from_utf8(delta.stdout).unwrap()));
     });
 }
