@@ -9,7 +9,7 @@ use volmap::identity::Identity;
 use volmap::layers::Layers;
 use volmap::store::Below;
 
-use crate::rig::{Rig, pattern, read_all, run};
+use crate::rig::{Rig, path, pattern, read_all, run};
 
 #[test]
 fn a_block_device_is_frozen_only_on_the_operators_word() {
@@ -115,30 +115,30 @@ fn without_a_declaration_a_loop_device_is_opaque() {
 
 #[test]
 fn a_read_only_device_that_shows_another_file_or_size_is_gone() {
-    let Some(rig) = Rig::new(
+    let Some(mut rig) = Rig::new(
         "a_read_only_device_that_shows_another_file_or_size_is_gone",
         8,
         &[],
     ) else {
         return;
     };
+    let lun = rig.lun.clone();
+    let device = rig.attach(&lun, &["--read-only"]);
     let freeze = || {
         let options = FreezeOptions {
             method: Method::Static,
             ..FreezeOptions::default()
         };
-        rig.freeze_with(&rig.device, &options, rig.layers()).unwrap()
+        rig.freeze_with(&device, &options, rig.layers()).unwrap()
     };
-    let device = rig.device.to_str().unwrap();
-    run("losetup", &["-d", device]).unwrap();
-    run("losetup", &["-r", device, rig.lun.to_str().unwrap()]).unwrap();
+    let number = path(&device);
     let image = freeze();
     image.read_at(0, &mut [0; 512]).unwrap();
     let other = rig.mount.join("other");
     fs::write(&other, pattern(8 << 20, 5)).unwrap();
     // LOOP_CHANGE_FD, for which losetup has no option.
     let script = "open(L, '<', $ARGV[0]); open(F, '<', $ARGV[1]); ioctl(L, 0x4c06, fileno(F)) or die $!";
-    run("perl", &["-e", script, device, other.to_str().unwrap()]).unwrap();
+    run("perl", &["-e", script, number, path(&other)]).unwrap();
     assert!(matches!(
         image.read_at(0, &mut [0; 512]),
         Err(FrozenError::Gone(_))
@@ -148,7 +148,7 @@ fn a_read_only_device_that_shows_another_file_or_size_is_gone() {
     let image = freeze();
     let file = fs::File::options().write(true).open(&other).unwrap();
     file.set_len(9 << 20).unwrap();
-    run("losetup", &["--set-capacity", device]).unwrap();
+    run("losetup", &["--set-capacity", number]).unwrap();
     assert!(matches!(
         image.read_at(0, &mut [0; 512]),
         Err(FrozenError::Gone(_))

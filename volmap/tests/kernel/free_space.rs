@@ -70,7 +70,7 @@ fn nobody_misses_what_is_told_to_be_free(mut rig: Rig, check: &[&str], mount: &s
     // What the kernel counts leaves out what it keeps for itself.
     assert!(free.bytes() > free_then / 2, "{} of {free_then}", free.bytes());
     drop(opened);
-    run("losetup", &["--detach", device.to_str().unwrap()]).unwrap();
+    rig.detach(&device);
 
     let garbage = pattern(MIB, 0xa5);
     let written = File::options().write(true).open(&copy).unwrap();

@@ -91,6 +91,13 @@ impl Rig {
         device
     }
 
+    /// Detaches a loop device of [`Self::attach`] early, and once: its number may be another test's a moment later.
+    pub(crate) fn detach(&mut self, device: &Path) {
+        let attached = self.attached.iter().position(|other| other == device);
+        self.attached.remove(attached.expect("a device of this rig"));
+        run("losetup", &["-d", path(device)]).unwrap();
+    }
+
     /// XFS with reflinks.
     pub(crate) fn xfs(test: &str) -> Option<Self> {
         Self::new(test, 320, &["mkfs.xfs", "-q", "-m", "reflink=1"])
