@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use tests::disk::{Mounted, run};
+use tests::disk::{LoopDisk, Mounted, run};
 use tests::program::{Host, backup, proxy_client};
 use tests::{digest, needs_loop_devices};
 
@@ -19,10 +19,8 @@ fn volume_with_files(directory: &Path, size: u64, fill: u64) -> PathBuf {
     run("mkfs.ext4", &["-q", "-F", volume.to_str().unwrap()]);
     let mount = directory.join("fill");
     fs::create_dir(&mount).unwrap();
-    run(
-        "mount",
-        &["-o", "loop", volume.to_str().unwrap(), mount.to_str().unwrap()],
-    );
+    let disk = LoopDisk::on(&volume, &[]);
+    run("mount", &[disk.device.to_str().unwrap(), mount.to_str().unwrap()]);
     // Copies of real files, again and again, until enough is in it; the last copy may meet the end of the space.
     let filled = || {
         nix::sys::statvfs::statvfs(&mount)
