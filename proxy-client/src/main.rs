@@ -37,8 +37,11 @@ use proxy_client::report::BackupReport;
 use proxy_client::runtime::{in_runtime, stop, to_its_end, watched, within};
 use proxy_client::transport::direct::DirectOpener;
 use tracing_subscriber::EnvFilter;
+use volmap::sys::heap;
 
 fn main() -> ExitCode {
+    // Batches are read, encoded and written by different threads.
+    heap::share();
     let (format, result) = match Cli::try_parse() {
         Ok(cli) => {
             log_as(&cli);

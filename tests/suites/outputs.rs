@@ -40,6 +40,55 @@ fn a_stream_that_is_full_ends_the_backup() {
     );
 }
 
+/// In kB.
+fn most_memory(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Of what cannot be compressed, in pieces that each have memory of their own: the most that batches can take.
+#[test]
+fn while_an_output_takes_nothing_the_reads_stop_and_memory_stays_bounded() {
+    needs_loop_devices!("mkfs.xfs");
+    let site = disk::Mounted::xfs(1 << 30);
+    let volume = site.path.join("volume");
+    let pieces: Vec<_> = (0..10_000)
+        .map(|piece| (piece << 20)..(piece << 20) + (64 << 10))
+        .collect();
+    volume::sparse(&volume, 10_000 << 20, &pieces);
+    let socket = site.outside().join("s");
+    let host = program::Host::serve(&[
+        &format!("v={}", volume.display()),
+        "--socket",
+        socket.to_str().unwrap(),
+        "--identity",
+        &format!("{}=lun0", site.disk.device.display()),
+    ]);
+    let lun = format!("lun0={}", site.disk.lun.display());
+    let options = ["--lun", &lun, "--host-is-this-machine", "--no-fallback"];
+    let mut job = std::process::Command::new(program::built("proxy-client"))
+        .args(["backup", host.uri("v"), "--output", "-"])
+        .args(options)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = (0, Instant::now());
+    while told.0 < 128 << 10 || told.1.elapsed() < Duration::from_secs(2) {
+        assert!(job.try_wait().unwrap().is_none(), "it waits for its output");
+        let now = most_memory(job.id());
+        if now != told.0 {
+            told = (now, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(told.0 < 256 << 10, "{} kB", told.0);
+    // It goes on when it is taken.
+    let taken = std::io::copy(&mut job.stdout.take().unwrap(), &mut std::io::sink()).unwrap();
+    assert!(job.wait().unwrap().success());
+    assert!(taken > 600 << 20, "{taken}");
+}
+
 #[test]
 fn a_full_file_system_ends_the_backup_and_nothing_is_left() {
     needs_loop_devices!("nbdkit", "mkfs.ext4");

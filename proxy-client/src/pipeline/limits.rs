@@ -40,11 +40,12 @@ pub(super) const MANY_TOLD: usize = 1024;
 /// Extents of batches ahead that are asked about: of a fragmented map each costs 16 bytes in every answer.
 pub(super) const EXTENTS_AHEAD: usize = BATCH_EXTENTS;
 
-/// Batches in flight. All are fetched or encoded, so that this is what bounds the memory: 128 MiB of plain bytes.
+/// Batches in flight: fetched or encoded.
 pub(super) const BATCHES_IN_FLIGHT: usize = 4;
 
-/// Batches that are encoded, and wait for a writer that is busy: more than one, so that reads go on while it syncs.
-pub(super) const BATCHES_READY: usize = 2;
+/// Batches that have a place in memory, plain or encoded, from before their first read until they are written. This is what bounds the
+/// memory: 160 MiB. More than are in flight, so that reads go on while the writer syncs.
+pub(super) const BATCHES_IN_MEMORY: usize = BATCHES_IN_FLIGHT + 1;
 
 /// Bytes of memory that batches in the spool may take: what says of their frames where they belong. A GiB of the volume
 /// takes some 700 KiB where its extents are long, and sixteen times as much where data and holes alternate every 4 KiB.

@@ -25,6 +25,7 @@ pub(crate) use delta::Changes;
 pub use delta::Delta;
 pub use fetch::{FetchPolicy, Fetched, FetchedStretch, Plain};
 pub use luns::{Luns, Proof};
+pub use queue::Place;
 pub use random::{Random, random_below};
 pub use run::{CheckpointEvery, Finished, Writing, batch_limits, fetch_batches, run};
 pub use source::{FrozenSource, generations_whole, map_whole};

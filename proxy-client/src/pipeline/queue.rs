@@ -1,60 +1,77 @@
-//! Batches between those who read and encode them and the one who writes them.
+//! The places of batches in memory, and those that wait between who reads and encodes them and who writes them.
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::limits::{BATCHES_IN_FLIGHT, BATCHES_READY};
 use super::run::broken;
 use super::spool::{Spool, Spooled};
 use super::tally::Tally;
 use crate::error::Result;
 use crate::image::EncodedPiece;
 
+/// The place of a batch.
+#[derive(Debug)]
+pub struct Place {
+    /// Its turn to be written, counted from 0 in volume order, whichever is read first.
+    pub(super) turn: u64,
+    /// In memory, for as long as this is kept.
+    pub(super) memory: Option<OwnedSemaphorePermit>,
+}
+
 /// A batch, ready to be written.
 #[derive(Debug)]
 pub(super) struct Encoded {
     pub(super) pieces: Vec<EncodedPiece>,
     pub(super) tally: Tally,
+    pub(super) place: Place,
     /// Where its bytes are, if they wait in the spool.
     pub(super) spooled: Option<Spooled>,
 }
 
-/// Encoded batches whose turn to be written has not come. What enters is bounded: the first few wait in memory, and others only in the
-/// spool; who finds no room there is in flight still, and holds up the reads.
+/// What the writer has got, and what it has done of it.
+#[derive(Clone, Copy, Default, Debug)]
+struct Writer {
+    handed: u64,
+    written: u64,
+}
+
+impl Writer {
+    /// It writes one, and another waits for it: its output is what holds up the job.
+    fn is_behind(self) -> bool {
+        self.handed > self.written + 1
+    }
+}
+
+/// Encoded batches whose turn to be written has not come. Where the writer is behind and there is a spool, they give their place in memory
+/// up for one there; who finds no room keeps it, and so holds up the reads in the end.
 #[derive(Clone)]
 pub(super) struct Queue {
     spool: Option<Arc<Spool>>,
-    /// Batches that the writer has got.
-    handed: Arc<watch::Sender<u64>>,
+    writer: Arc<watch::Sender<Writer>>,
 }
 
 impl Queue {
     pub(super) fn new(spool: Option<Arc<Spool>>) -> Self {
         Self {
             spool,
-            handed: Arc::new(watch::Sender::new(0)),
+            writer: Arc::new(watch::Sender::new(Writer::default())),
         }
     }
 
-    /// Returns when the batch may wait without holding up anybody: in memory, where few are before it, so that the next one always
-    /// passes; or in the spool, as soon as that has room. Turns are counted from 0 in volume order, whoever is ready first.
-    pub(super) async fn enter(&self, turn: u64, mut batch: Encoded) -> Result<Encoded> {
-        // With so many before it that are not in flight, the first of them waits for the writer: only then is the spool worth its time.
-        let most = if self.spool.is_some() {
-            BATCHES_IN_FLIGHT
-        } else {
-            BATCHES_READY
+    /// Returns when the batch may wait without holding up anybody: in memory, if it is the next or the writer is not behind; or in the
+    /// spool, as soon as that has room.
+    pub(super) async fn enter(&self, mut batch: Encoded) -> Result<Encoded> {
+        let Some(spool) = &self.spool else {
+            return Ok(batch);
         };
-        let mut handed = self.handed.subscribe();
+        let mut writer = self.writer.subscribe();
         loop {
-            if turn < *handed.borrow_and_update() + most as u64 {
+            let now = *writer.borrow_and_update();
+            if batch.place.turn <= now.handed || !now.is_behind() {
                 return Ok(batch);
             }
-            let Some(spool) = self.spool.clone() else {
-                handed.changed().await.ok();
-                continue;
-            };
+            let spool = Arc::clone(spool);
             let mut freed = spool.freed();
             batch = tokio::task::spawn_blocking(move || {
                 batch.spooled = spool.put(&mut batch.pieces);
@@ -63,10 +80,11 @@ impl Queue {
             .await
             .map_err(broken)?;
             if batch.spooled.is_some() {
+                batch.place.memory = None;
                 return Ok(batch);
             }
             tokio::select! {
-                _ = handed.changed() => {}
+                _ = writer.changed() => {}
                 _ = freed.changed() => {}
             }
         }
@@ -74,7 +92,12 @@ impl Queue {
 
     /// The writer has got the next batch.
     pub(super) fn leave(&self) {
-        self.handed.send_modify(|handed| *handed += 1);
+        self.writer.send_modify(|writer| writer.handed += 1);
+    }
+
+    /// The writer has done with a batch.
+    pub(super) fn written(&self) {
+        self.writer.send_modify(|writer| writer.written += 1);
     }
 
     /// Everything is read, and so many batches wait to be written.
@@ -96,16 +119,18 @@ mod tests {
     use std::time::Duration;
 
     use futures_util::StreamExt;
-    use futures_util::stream::{self, FuturesOrdered};
+    use futures_util::stream::FuturesOrdered;
+    use tokio::sync::Semaphore;
     use tokio::time::timeout;
 
     use super::super::spool::tests::{MIB, noise};
     use super::*;
 
-    fn batch() -> Encoded {
+    fn batch(turn: u64) -> Encoded {
         Encoded {
             pieces: noise(1),
             tally: Tally::default(),
+            place: Place { turn, memory: None },
             spooled: None,
         }
     }
@@ -127,56 +152,67 @@ mod tests {
         entered
     }
 
+    fn spooled(batches: &[Encoded]) -> Vec<bool> {
+        batches.iter().map(|batch| batch.spooled.is_some()).collect()
+    }
+
     #[tokio::test]
     async fn who_finds_no_room_waits_and_the_next_one_never_does() {
         // A frame of noise is longer than its MiB: there is room for two.
         let spool = Arc::new(Spool::open(Path::new(env!("CARGO_MANIFEST_DIR")), Some(5 * MIB / 2)).unwrap());
         let queue = Queue::new(Some(Arc::clone(&spool)));
-        let mut entering: FuturesOrdered<_> = (0..6).map(|turn| queue.enter(turn, batch())).collect();
-        let mut waiting = let_in(&mut entering, 6).await;
-        let spooled: Vec<bool> = waiting.iter().map(|batch| batch.spooled.is_some()).collect();
-        assert_eq!(spooled, [false, false, false, false, true, true]);
-        entering.extend((6..12).map(|turn| queue.enter(turn, batch())));
-        let_in(&mut entering, 0).await;
-        // The writer takes one from memory: that is the turn of one in the spool.
+        // The writer has one, and another waits for it.
+        let mut entering: FuturesOrdered<_> = (0..2).map(|turn| queue.enter(batch(turn))).collect();
+        let first = let_in(&mut entering, 2).await;
+        assert_eq!(spooled(&first), [false, false]);
+        queue.leave();
+        queue.leave();
+        // The next one, and two that find room.
+        entering.extend((2..8).map(|turn| queue.enter(batch(turn))));
+        let mut waiting = let_in(&mut entering, 3).await;
+        assert_eq!(spooled(&waiting), [false, true, true]);
+        queue.written();
         waiting.remove(0);
         queue.leave();
         let_in(&mut entering, 0).await;
-        // All of memory.
-        for _ in 0..3 {
-            waiting.remove(0);
+        // The turn of those in the spool, and then of one that has waited.
+        for _ in 0..2 {
+            let mut batch = waiting.remove(0);
+            queue.written();
             queue.leave();
-        }
-        let more = let_in(&mut entering, 2).await;
-        assert!(
-            more.iter().all(|batch| batch.spooled.is_none()),
-            "before the eighth there are four in memory"
-        );
-        // However it goes on: nobody waits for ever.
-        let all = stream::iter(waiting.into_iter().chain(more))
-            .map(Ok)
-            .chain(entering);
-        let mut all = std::pin::pin!(all);
-        while let Some(batch) = timeout(Duration::from_secs(60), all.next())
-            .await
-            .expect("it comes")
-        {
-            let mut batch = batch.unwrap();
-            queue.leave();
-            if let Some(place) = batch.spooled.take() {
-                spool.take(&place, &mut batch.pieces).unwrap();
-            }
+            let place = batch.spooled.take().expect("it is in the spool");
+            spool.take(&place, &mut batch.pieces).unwrap();
             assert!(batch.pieces.iter().all(EncodedPiece::is_whole));
         }
-        assert_eq!(spool.used(), 0);
+        let more = let_in(&mut entering, 3).await;
+        assert_eq!(spooled(&more), [false, true, true]);
     }
 
     #[tokio::test]
-    async fn without_a_spool_few_wait() {
-        let queue = Queue::new(None);
-        let mut entering: FuturesOrdered<_> = (0..5).map(|turn| queue.enter(turn, batch())).collect();
-        let_in(&mut entering, BATCHES_READY).await;
+    async fn only_a_writer_that_is_behind_has_others_go_to_the_spool() {
+        let spool = Arc::new(Spool::open(Path::new(env!("CARGO_MANIFEST_DIR")), None).unwrap());
+        let queue = Queue::new(Some(spool));
+        // The first is being read for long, the second is written.
         queue.leave();
-        let_in(&mut entering, 1).await;
+        let places = Arc::new(Semaphore::new(2));
+        for (turn, behind) in [(3, false), (4, true)] {
+            if behind {
+                queue.leave();
+            }
+            let mut entering = batch(turn);
+            entering.place.memory = Some(Arc::clone(&places).acquire_owned().await.unwrap());
+            let entered = queue.enter(entering).await.unwrap();
+            assert_eq!(entered.spooled.is_some(), behind);
+            assert_eq!(places.available_permits(), if behind { 2 } else { 1 }, "{turn}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_spool_nobody_waits_here() {
+        let queue = Queue::new(None);
+        queue.leave();
+        queue.leave();
+        let mut entering: FuturesOrdered<_> = (2..7).map(|turn| queue.enter(batch(turn))).collect();
+        assert_eq!(spooled(&let_in(&mut entering, 5).await), [false; 5]);
     }
 }

@@ -17,11 +17,11 @@ use volmap::range::ByteRange;
 use super::delta::Delta;
 use super::fetch::{FetchPolicy, Fetched, FetchedStretch, Fetcher, same_record};
 use super::limits::{
-    BATCH_DATA, BATCH_DATA_OF_HOST, BATCH_EXTENTS, BATCH_RANGE, BATCHES_IN_FLIGHT, CHECKPOINT_BYTES,
-    CHECKPOINT_TIME, SETTLE,
+    BATCH_DATA, BATCH_DATA_OF_HOST, BATCH_EXTENTS, BATCH_RANGE, BATCHES_IN_FLIGHT, BATCHES_IN_MEMORY,
+    CHECKPOINT_BYTES, CHECKPOINT_TIME, SETTLE,
 };
 use super::luns::Luns;
-use super::queue::{Encoded, Queue};
+use super::queue::{Encoded, Place, Queue};
 use super::source::FrozenSource;
 use super::spool::Spool;
 use super::stopped_writer::StoppedWriter;
@@ -132,7 +132,8 @@ async fn run_in<S: FrozenSource>(
     let policy = policy.going_on_from(&writing.tally);
     let queue = Queue::new(writing.spool.clone());
     let is_all_read = Arc::clone(&writing.is_all_read);
-    let writer = tokio::task::spawn_blocking(move || write(writing, orders, &writer_progress));
+    let writer_queue = queue.clone();
+    let writer = tokio::task::spawn_blocking(move || write(writing, orders, &writer_queue, &writer_progress));
 
     let encoders = Arc::new(Semaphore::new(
         std::thread::available_parallelism().map_or(1, NonZero::get),
@@ -144,10 +145,10 @@ async fn run_in<S: FrozenSource>(
         start,
         delta.clone(),
         limits,
-        |turn, fetched| {
-            let encoded = encode(fetched, delta.clone(), Arc::clone(&encoders));
+        |place, fetched| {
+            let encoded = encode(fetched, place, delta.clone(), Arc::clone(&encoders));
             let queue = queue.clone();
-            async move { queue.enter(turn, encoded.await?).await }
+            async move { queue.enter(encoded.await?).await }
         },
     );
     let mut encoded = std::pin::pin!(encoded);
@@ -229,8 +230,8 @@ pub(super) fn broken(error: tokio::task::JoinError) -> Error {
     Error::new(ErrorKind::Io, "a thread of the pipeline broke down").caused_by(error)
 }
 
-/// Fetches `source` from `start` on in volume order, several batches at a time, and has `then` make something of each, by its turn: nothing comes out
-/// here but under the law of validated reads.
+/// Fetches `source` from `start` on in volume order, several batches at a time, and has `then` make something of each: nothing comes out
+/// here but under the law of validated reads. Whoever keeps the places of batches holds up those that follow.
 ///
 /// The stream ends at the first error.
 pub fn fetch_batches<'a, S, T, F>(
@@ -240,7 +241,7 @@ pub fn fetch_batches<'a, S, T, F>(
     start: u64,
     delta: Option<Arc<Delta>>,
     limits: BatchLimits,
-    then: impl Fn(u64, Fetched) -> F,
+    then: impl Fn(Place, Fetched) -> F,
 ) -> impl Stream<Item = Result<T>>
 where
     S: FrozenSource,
@@ -249,17 +250,20 @@ where
     let fetcher = Arc::new(Fetcher::new(source, luns, policy));
     let then = Arc::new(then);
     let mut turns = 0..;
+    let places = Arc::new(Semaphore::new(BATCHES_IN_MEMORY));
     work(source, start, delta, limits, Arc::clone(&fetcher))
         .map_ok(move |work| {
-            let (fetcher, then) = (Arc::clone(&fetcher), Arc::clone(&then));
+            let (fetcher, then, places) = (Arc::clone(&fetcher), Arc::clone(&then), Arc::clone(&places));
             // Here batches come in volume order; which one is read first, nobody knows.
             let turn = turns.next().unwrap_or(u64::MAX);
             async move {
+                // There are more places than batches in flight, so that earlier batches have theirs, or get it from the writer.
+                let memory = places.acquire_owned().await.ok();
                 let fetched = match work {
                     Work::Same(range) => same(range),
                     Work::Fetch(batch) => fetcher.fetch(batch).await?,
                 };
-                then(turn, fetched).await
+                then(Place { turn, memory }, fetched).await
             }
         })
         .try_buffered(BATCHES_IN_FLIGHT)
@@ -278,7 +282,12 @@ fn same(range: ByteRange) -> Fetched {
 }
 
 /// Compresses and hashes a batch, its segments side by side.
-async fn encode(fetched: Fetched, delta: Option<Arc<Delta>>, encoders: Arc<Semaphore>) -> Result<Encoded> {
+async fn encode(
+    fetched: Fetched,
+    place: Place,
+    delta: Option<Arc<Delta>>,
+    encoders: Arc<Semaphore>,
+) -> Result<Encoded> {
     let mut records = fetched.records.as_slice();
     let segments: Vec<_> = fetched
         .stretches
@@ -300,6 +309,7 @@ async fn encode(fetched: Fetched, delta: Option<Arc<Delta>>, encoders: Arc<Semap
     Ok(Encoded {
         pieces: try_join_all(segments).await?,
         tally: fetched.tally,
+        place,
         spooled: None,
     })
 }
@@ -330,7 +340,12 @@ async fn encode_segment(
 }
 
 /// The writer's thread: everything in volume order.
-fn write(writing: Writing, mut orders: mpsc::Receiver<Order>, progress: &Progress) -> Result<Finished> {
+fn write(
+    writing: Writing,
+    mut orders: mpsc::Receiver<Order>,
+    queue: &Queue,
+    progress: &Progress,
+) -> Result<Finished> {
     let Writing {
         mut encoder,
         first,
@@ -375,6 +390,8 @@ fn write(writing: Writing, mut orders: mpsc::Receiver<Order>, progress: &Progres
             checkpoint(&mut encoder, output.as_mut(), &tally)?;
             *next = NextCheckpoint::after(next.every);
         }
+        drop(encoded.place);
+        queue.written();
     }
     let (rest, end) = encoder.finish(tally.totals())?;
     for bytes in rest {

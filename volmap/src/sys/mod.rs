@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //!
-//! * every function borrows an open [`std::fs::File`], so no descriptor is used after its close;
+//! * every function that has to do with a file borrows it open, as a [`std::fs::File`], so no descriptor is used after its close;
 //! * every buffer that the kernel writes to has the size that the kernel was told, and its contents are checked before use;
 //! * nothing is decided here: raw flags and errors are passed up.
 #![allow(
@@ -19,6 +19,7 @@ mod device_number;
 pub mod fiemap;
 pub mod file_system;
 pub mod fsmap;
+pub mod heap;
 pub mod inherited;
 pub mod inode_flags;
 mod ioctl;
