@@ -6,7 +6,7 @@
 
 Prints Markdown tables of medians, spreads and ratios; --write puts them into docs/performance.md, and a plot beside it. The host runs in
 a network namespace of its own, at the other end of a veth pair, so that what it sends is counted by the kernel. Wants root, 8 GiB of disk
-and 4 GiB of memory, and fio, zstd, qemu-utils, libnbd-bin, xfsprogs, iproute2.
+and 8 GiB of memory, and fio, zstd, qemu-utils, libnbd-bin, xfsprogs, iproute2.
 """
 
 import argparse
@@ -61,9 +61,14 @@ class Finished:
 class Site:
     """A LUN: a file, which the proxy reads, behind a loop device, on which the host has XFS; and the network between the two."""
 
+    made = 0
+
     def __init__(self, scratch, size):
         self.scratch, self.mount, self.image = scratch, scratch / "xfs", scratch / "lun"
-        self.name = f"vbench{os.getpid()}"
+        # What the proxy, and fio, read.
+        self.lun = self.image
+        Site.made += 1
+        self.name = f"vb{Site.made}x{os.getpid()}"
         self.undo = contextlib.ExitStack()
         try:
             self.set_up(size)
@@ -84,13 +89,29 @@ class Site:
         self.undo.callback(run, "umount", self.mount)
         run("ip", "netns", "add", self.name)
         self.undo.callback(run, "ip", "netns", "del", self.name)
-        self.link = f"{self.name[:12]}p"
+        self.link = f"{self.name}p"
         run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "host", "netns", self.name)
         run("ip", "address", "add", f"{PROXY_ADDRESS}/30", "dev", self.link)
         run("ip", "link", "set", self.link, "up")
         inside = ["ip", "-n", self.name]
         run(*inside, "address", "add", f"{HOST_ADDRESS}/30", "dev", "host")
         run(*inside, "link", "set", "host", "up")
+
+    def read_at_most(self, rate):
+        """Lets this process, and what it starts, read no more bytes a second from the LUN: from now on by a block device of its own."""
+        self.lun = run("losetup", "-f", "--show", "--direct-io=on", self.image).strip()
+        self.undo.callback(run, "losetup", "-d", self.lun)
+        number = os.stat(self.lun).st_rdev
+        root, limit, words = pathlib.Path("/sys/fs/cgroup/blkio"), "blkio.throttle.read_bps_device", f"{rate}"
+        if not root.exists():
+            root, limit, words = pathlib.Path("/sys/fs/cgroup"), "io.max", f"rbps={rate}"
+            (root / "cgroup.subtree_control").write_text("+io")
+        group = root / self.name
+        group.mkdir()
+        self.undo.callback(group.rmdir)
+        (group / limit).write_text(f"{os.major(number)}:{os.minor(number)} {words}")
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        self.undo.callback(lambda: (root / "cgroup.procs").write_text(str(os.getpid())))
 
     def sent_by_host(self):
         return int(pathlib.Path(f"/sys/class/net/{self.link}/statistics/rx_bytes").read_text())
@@ -211,7 +232,7 @@ def fetch(site, host, export, size, direct):
     def contender():
         site.forget_pages(host.clones)
         cpu, sent = host.cpu(), site.sent_by_host()
-        done = Finished([FETCH, host.uri(export), *([f"{LUN}={site.image}"] if direct else [])])
+        done = Finished([FETCH, host.uri(export), *([f"{LUN}={site.lun}"] if direct else [])])
         # The last packets are under way, and a connection is being closed.
         time.sleep(0.05)
         cpu, sent = host.cpu() - cpu, site.sent_by_host() - sent
@@ -224,21 +245,21 @@ def fetch(site, host, export, size, direct):
     return contender
 
 
-def fio(site, extents, longest, depth, log):
+def fio(site, extents, longest, depth, log, ring="io_uring"):
     """Reads of at most `longest` bytes each, in volume order."""
     total = 0
     with open(log, "w") as file:
-        file.write(f"fio version 2 iolog\n{site.image} add\n{site.image} open\n")
+        file.write(f"fio version 2 iolog\n{site.lun} add\n{site.lun} open\n")
         for _, place, length in extents:
             for at in range(0, length, longest):
                 step = min(longest, length - at)
-                file.write(f"{site.image} read {place + at} {step}\n")
+                file.write(f"{site.lun} read {place + at} {step}\n")
                 total += step
         # What is in flight when the log ends, fio does not count.
-        file.write(f"{site.image} read {place} {min(longest, length)}\n" * (depth - 1))
+        file.write(f"{site.lun} read {place} {min(longest, length)}\n" * (depth - 1))
 
     def contender():
-        job = ["--name=x", f"--read_iolog={log}", "--ioengine=io_uring", f"--iodepth={depth}", "--direct=1"]
+        job = ["--name=x", f"--read_iolog={log}", f"--ioengine={ring}", f"--iodepth={depth}", "--direct=1"]
         done = Finished(["fio", *job, "--output-format=json"])
         read = json.loads(done.out[done.out.index("{") :])["jobs"][0]["read"]
         gib = read["io_bytes"] / GIB
@@ -278,7 +299,7 @@ def command(site, size, out, evicted, *words, **more):
 
 
 def backup(site, host, export, out, *more):
-    lun = ["--lun", f"{LUN}={site.image}", "--host-is-this-machine", "--audit", "0", "--require-direct", "100"]
+    lun = ["--lun", f"{LUN}={site.lun}", "--host-is-this-machine", "--audit", "0", "--require-direct", "100"]
     return [BIN / "proxy-client", "backup", host.uri(export), "--output", out, *lun, "--json", *more]
 
 
@@ -378,6 +399,31 @@ def bench_fragments(bench, site):
             reads(bench, site, host, name, what, size, at_least)
     for volume in volumes.values():
         volume.unlink()
+
+
+def bench_steady(bench, memory):
+    """A LUN in memory that gives so much a second and no more: what is lost here is lost by pauses between reads."""
+    size, rate = 512 * MIB, 512 * MIB
+    scratch = memory / "steady"
+    scratch.mkdir()
+    site = Site(scratch, 3 * GIB)
+    with site.undo:
+        volumes = {"whole": site.mount / "noise", "pieces": site.mount / "fragments"}
+        noise(volumes["whole"], size)
+        fragmented(volumes["pieces"], size, MIB, site.mount / "source")
+        with Host(site, volumes) as host:
+            site.read_at_most(rate)
+            for export, what in [("whole", "not fragmented"), ("pieces", "in pieces of 1024 KiB")]:
+                extents = extents_on_lun(host.uri(export))
+                # What io_uring tries without waiting, and then again, is counted twice by this limit.
+                rows = {"ours, direct": fetch(site, host, export, size, True)}
+                for depth in [4, 16]:
+                    rows[f"fio, libaio, reads of 1024 KiB, {depth} in flight"] = fio(site, extents, MIB, depth, scratch / f"{export}-{depth}.log", "libaio")
+                what = f"{size // MIB} MiB, {what}, from a LUN that gives {rate // MIB} MiB/s"
+                found = bench.compare(f"Reading {what}", rows)
+                ours = found.pop("ours, direct")["GiB/s"]
+                bench.target(f"reading {what}: speed / best fio", ours / max(row["GiB/s"] for row in found.values()), 0.97)
+                bench.told(f"reading {what}: speed / what it gives", f"{ours * GIB / rate:.3g}")
 
 
 def bench_engines(bench, site):
@@ -510,7 +556,7 @@ def escaped(text):
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-CASES = ["read", "fragments", "engines", "whole", "incremental", "memory"]
+CASES = ["steady", "read", "fragments", "engines", "whole", "incremental", "memory"]
 TOOLS = ["fio", "zstd", "qemu-img", "nbdcopy", "mkfs.xfs", "ip", "nsenter", "losetup"]
 
 
@@ -537,7 +583,10 @@ def main():
         tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="bench-") as name,
         tempfile.TemporaryDirectory(dir="/dev/shm", prefix="bench-") as memory,
     ):
-        site, memory = Site(pathlib.Path(name), 5 * GIB), pathlib.Path(memory)
+        memory = pathlib.Path(memory)
+        if "steady" in only:
+            bench_steady(bench, memory)
+        site = Site(pathlib.Path(name), 5 * GIB)
         with site.undo:
             if "read" in only:
                 bench_read(bench, site)
