@@ -21,8 +21,9 @@ use crate::transport::direct::{Lun, LunBytes};
 const SAMPLES: usize = 24;
 /// Samples that are looked for on the LUN itself where those show nothing: several, because one may be moved at that moment.
 const SAMPLES_WITH_CONTENT: usize = 4;
-/// Bytes of one sample.
-const SAMPLE_LEN: u64 = 16 << 10;
+/// Bytes of one sample: a block or two. A disk that is another, or an old copy, shows at many places rather than in many bytes, and the
+/// host pays for both.
+const SAMPLE_LEN: u64 = 8 << 10;
 /// How often a sample is compared that is moved each time.
 const SAMPLE_ROUNDS: usize = 3;
 /// Searches of the whole volume for samples that prove a LUN. A disk of zeroes, or one that cannot be read, would otherwise
