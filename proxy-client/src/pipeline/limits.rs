@@ -43,9 +43,13 @@ pub(super) const EXTENTS_AHEAD: usize = BATCH_EXTENTS;
 /// Batches in flight: fetched or encoded.
 pub(super) const BATCHES_IN_FLIGHT: usize = 4;
 
-/// Batches that have a place in memory, plain or encoded, from before their first read until they are written. This is what bounds the
-/// memory: 160 MiB. More than are in flight, so that reads go on while the writer syncs.
+/// Batches that have a place in memory, plain or encoded, from before their first read until they are written, or in the spool. This is
+/// what bounds the memory: 160 MiB, and what [`ENCODERS_MAX`] take. More than are in flight, so that reads go on while the writer syncs.
 pub(super) const BATCHES_IN_MEMORY: usize = BATCHES_IN_FLIGHT + 1;
+
+/// Segments that are encoded at once. Each is in memory plain and encoded meanwhile, beside what the compressor takes; and so many
+/// compress more than disks give.
+pub(super) const ENCODERS_MAX: usize = 16;
 
 /// Bytes of memory that batches in the spool may take: what says of their frames where they belong. A GiB of the volume
 /// takes some 700 KiB where its extents are long, and sixteen times as much where data and holes alternate every 4 KiB.

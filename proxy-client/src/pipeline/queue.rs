@@ -44,7 +44,7 @@ impl Writer {
 }
 
 /// Encoded batches whose turn to be written has not come. Where the writer is behind and there is a spool, they give their place in memory
-/// up for one there; who finds no room keeps it, and so holds up the reads in the end.
+/// up for one there; who finds no room keeps it until its turn, and so holds up the reads in the end.
 #[derive(Clone)]
 pub(super) struct Queue {
     spool: Option<Arc<Spool>>,
@@ -59,28 +59,29 @@ impl Queue {
         }
     }
 
-    /// Returns when the batch may wait without holding up anybody: in memory, if it is the next or the writer is not behind; or in the
-    /// spool, as soon as that has room.
+    /// Returns when it is the batch's turn, or it has a place in the spool. It is tried to be had whenever the writer is behind: only then
+    /// is the spool worth its time.
     pub(super) async fn enter(&self, mut batch: Encoded) -> Result<Encoded> {
         let Some(spool) = &self.spool else {
             return Ok(batch);
         };
         let mut writer = self.writer.subscribe();
         loop {
-            let now = *writer.borrow_and_update();
-            if batch.place.turn <= now.handed || !now.is_behind() {
-                return Ok(batch);
-            }
-            let spool = Arc::clone(spool);
             let mut freed = spool.freed();
-            batch = tokio::task::spawn_blocking(move || {
-                batch.spooled = spool.put(&mut batch.pieces);
-                batch
-            })
-            .await
-            .map_err(broken)?;
-            if batch.spooled.is_some() {
-                batch.place.memory = None;
+            if writer.borrow_and_update().is_behind() {
+                let spool = Arc::clone(spool);
+                batch = tokio::task::spawn_blocking(move || {
+                    batch.spooled = spool.put(&mut batch.pieces);
+                    batch
+                })
+                .await
+                .map_err(broken)?;
+                if batch.spooled.is_some() {
+                    batch.place.memory = None;
+                    return Ok(batch);
+                }
+            }
+            if batch.place.turn <= writer.borrow().handed {
                 return Ok(batch);
             }
             tokio::select! {
@@ -123,7 +124,7 @@ mod tests {
     use tokio::sync::Semaphore;
     use tokio::time::timeout;
 
-    use super::super::spool::tests::{MIB, noise};
+    use super::super::spool::tests::{MIB, noise, take};
     use super::*;
 
     fn batch(turn: u64) -> Encoded {
@@ -162,49 +163,49 @@ mod tests {
         let spool = Arc::new(Spool::open(Path::new(env!("CARGO_MANIFEST_DIR")), Some(5 * MIB / 2)).unwrap());
         let queue = Queue::new(Some(Arc::clone(&spool)));
         // The writer has one, and another waits for it.
-        let mut entering: FuturesOrdered<_> = (0..2).map(|turn| queue.enter(batch(turn))).collect();
-        let first = let_in(&mut entering, 2).await;
-        assert_eq!(spooled(&first), [false, false]);
         queue.leave();
         queue.leave();
-        // The next one, and two that find room.
-        entering.extend((2..8).map(|turn| queue.enter(batch(turn))));
-        let mut waiting = let_in(&mut entering, 3).await;
-        assert_eq!(spooled(&waiting), [false, true, true]);
-        queue.written();
-        waiting.remove(0);
-        queue.leave();
+        let mut entering: FuturesOrdered<_> = (2..4).map(|turn| queue.enter(batch(turn))).collect();
+        let mut waiting = let_in(&mut entering, 2).await;
+        assert_eq!(spooled(&waiting), [true, true]);
+        entering.push_back(queue.enter(batch(4)));
         let_in(&mut entering, 0).await;
-        // The turn of those in the spool, and then of one that has waited.
-        for _ in 0..2 {
-            let mut batch = waiting.remove(0);
-            queue.written();
-            queue.leave();
-            let place = batch.spooled.take().expect("it is in the spool");
-            spool.take(&place, &mut batch.pieces).unwrap();
-            assert!(batch.pieces.iter().all(EncodedPiece::is_whole));
-        }
-        let more = let_in(&mut entering, 3).await;
-        assert_eq!(spooled(&more), [false, true, true]);
+        // It is the turn of those in the spool, and then of the one that found no room.
+        queue.leave();
+        queue.leave();
+        assert_eq!(spooled(&let_in(&mut entering, 1).await), [false]);
+        entering.push_back(queue.enter(batch(5)));
+        let_in(&mut entering, 0).await;
+        let mut first = waiting.remove(0);
+        let place = first.spooled.take().expect("it is in the spool");
+        take(&spool, place, &mut first.pieces).unwrap();
+        assert!(first.pieces.iter().all(EncodedPiece::is_whole));
+        assert_eq!(spooled(&let_in(&mut entering, 1).await), [true]);
     }
 
     #[tokio::test]
     async fn only_a_writer_that_is_behind_has_others_go_to_the_spool() {
         let spool = Arc::new(Spool::open(Path::new(env!("CARGO_MANIFEST_DIR")), None).unwrap());
         let queue = Queue::new(Some(spool));
-        // The first is being read for long, the second is written.
-        queue.leave();
         let places = Arc::new(Semaphore::new(2));
-        for (turn, behind) in [(3, false), (4, true)] {
-            if behind {
-                queue.leave();
-            }
-            let mut entering = batch(turn);
-            entering.place.memory = Some(Arc::clone(&places).acquire_owned().await.unwrap());
-            let entered = queue.enter(entering).await.unwrap();
-            assert_eq!(entered.spooled.is_some(), behind);
-            assert_eq!(places.available_permits(), if behind { 2 } else { 1 }, "{turn}");
-        }
+        let with_place = |turn| {
+            let memory = Arc::clone(&places).try_acquire_owned().unwrap();
+            let mut batch = batch(turn);
+            batch.place.memory = Some(memory);
+            batch
+        };
+        // The first is written; the second is being read for long, and the third came before it.
+        queue.leave();
+        let mut entering: FuturesOrdered<_> = [queue.enter(with_place(2))].into_iter().collect();
+        let_in(&mut entering, 0).await;
+        assert_eq!(places.available_permits(), 1);
+        // The second waits for the first to be written: now the third would hold up the reads.
+        queue.leave();
+        assert_eq!(spooled(&let_in(&mut entering, 1).await), [true]);
+        assert_eq!(places.available_permits(), 2);
+        queue.written();
+        let next = queue.enter(with_place(2)).await.unwrap();
+        assert_eq!(spooled(&[next]), [false]);
     }
 
     #[tokio::test]

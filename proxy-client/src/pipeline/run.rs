@@ -18,7 +18,7 @@ use super::delta::Delta;
 use super::fetch::{FetchPolicy, Fetched, FetchedStretch, Fetcher, same_record};
 use super::limits::{
     BATCH_DATA, BATCH_DATA_OF_HOST, BATCH_EXTENTS, BATCH_RANGE, BATCHES_IN_FLIGHT, BATCHES_IN_MEMORY,
-    CHECKPOINT_BYTES, CHECKPOINT_TIME, SETTLE,
+    CHECKPOINT_BYTES, CHECKPOINT_TIME, ENCODERS_MAX, SETTLE,
 };
 use super::luns::Luns;
 use super::queue::{Encoded, Place, Queue};
@@ -135,9 +135,8 @@ async fn run_in<S: FrozenSource>(
     let writer_queue = queue.clone();
     let writer = tokio::task::spawn_blocking(move || write(writing, orders, &writer_queue, &writer_progress));
 
-    let encoders = Arc::new(Semaphore::new(
-        std::thread::available_parallelism().map_or(1, NonZero::get),
-    ));
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let encoders = Arc::new(Semaphore::new(processors.min(ENCODERS_MAX)));
     let encoded = fetch_batches(
         source,
         luns,
@@ -257,7 +256,7 @@ where
             // Here batches come in volume order; which one is read first, nobody knows.
             let turn = turns.next().unwrap_or(u64::MAX);
             async move {
-                // There are more places than batches in flight, so that earlier batches have theirs, or get it from the writer.
+                // There are more places than batches in flight: those before this one have theirs, or get it from the writer.
                 let memory = places.acquire_owned().await.ok();
                 let fetched = match work {
                     Work::Same(range) => same(range),
@@ -361,7 +360,7 @@ fn write(
         .filter(|_| output.is_resumable())
         .map(NextCheckpoint::after);
     loop {
-        let mut encoded = match orders.blocking_recv() {
+        let encoded = match orders.blocking_recv() {
             Some(Order::Write(encoded)) => encoded,
             Some(Order::Finish) => break,
             Some(Order::Settle) => {
@@ -372,16 +371,21 @@ fn write(
             }
             None => return Err(Error::new(ErrorKind::Interrupted, "the pipeline ended early")),
         };
-        if let (Some(spool), Some(spooled)) = (&spool, &encoded.spooled) {
-            spool.take(spooled, &mut encoded.pieces)?;
-        }
+        let mut spooled = match (&spool, encoded.spooled) {
+            (Some(spool), Some(spooled)) => Some(spool.take(spooled)),
+            _ => None,
+        };
         let mut written = 0;
-        for piece in encoded.pieces {
+        for mut piece in encoded.pieces {
+            if let Some(spooled) = &mut spooled {
+                spooled.fill(&mut piece)?;
+            }
             for bytes in encoder.append(piece)? {
                 output.write(&bytes)?;
                 written += bytes.len() as u64;
             }
         }
+        drop((spooled, encoded.place));
         tally.add(&encoded.tally);
         progress.update(&tally);
         if let Some(next) = &mut due
@@ -390,7 +394,6 @@ fn write(
             checkpoint(&mut encoder, output.as_mut(), &tally)?;
             *next = NextCheckpoint::after(next.every);
         }
-        drop(encoded.place);
         queue.written();
     }
     let (rest, end) = encoder.finish(tally.totals())?;

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use nix::sys::statvfs::statvfs;
@@ -146,32 +146,14 @@ impl Spool {
         Some(spooled)
     }
 
-    /// Gives them back.
-    ///
-    /// # Errors
-    /// [`crate::error::ErrorKind::Io`]: it could not be read, or has other bytes than it was given.
-    pub(super) fn take(&self, spooled: &Spooled, pieces: &mut [EncodedPiece]) -> Result<()> {
-        let mut read = || {
-            let len = usize::try_from(spooled.len()).map_err(io::Error::other)?;
-            let mut all = vec![0; len];
-            self.file.read_exact_at(&mut all, spooled.start)?;
-            let mut all = Bytes::from(all);
-            let frames = pieces.iter_mut().flat_map(EncodedPiece::bytes_mut);
-            for (bytes, length) in frames.zip(&spooled.lengths) {
-                *bytes = all.copy_to_bytes(*length);
-            }
-            if pieces.iter().all(EncodedPiece::is_whole) {
-                Ok(())
-            } else {
-                Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "it has other bytes than it was given",
-                ))
-            }
-        };
-        read().map_err(|error| Error::io("reading the spool", &self.directory, error))?;
-        self.leave(spooled);
-        Ok(())
+    /// Begins to give them back.
+    pub(super) fn take(&self, spooled: Spooled) -> Taking<'_> {
+        Taking {
+            spool: self,
+            at: spooled.start,
+            frames: 0,
+            spooled,
+        }
     }
 
     fn leave(&self, spooled: &Spooled) {
@@ -184,6 +166,47 @@ impl Spool {
         state.in_memory -= spooled.in_memory;
         drop(state);
         self.freed.send_replace(());
+    }
+}
+
+/// A batch on its way back, piece by piece: it is in memory no sooner than it is needed. Dropped, it leaves its room to others.
+pub(super) struct Taking<'a> {
+    spool: &'a Spool,
+    spooled: Spooled,
+    /// Where the next frame is.
+    at: u64,
+    /// Frames that were given back.
+    frames: usize,
+}
+
+impl Taking<'_> {
+    /// Gives the next piece its bytes back.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Io`]: they could not be read, or are others than it was given.
+    pub(super) fn fill(&mut self, piece: &mut EncodedPiece) -> Result<()> {
+        let mut read = || {
+            for bytes in piece.bytes_mut() {
+                let mut frame = vec![0; self.spooled.lengths[self.frames]];
+                self.spool.file.read_exact_at(&mut frame, self.at)?;
+                self.at += frame.len() as u64;
+                self.frames += 1;
+                *bytes = frame.into();
+            }
+            if piece.is_whole() {
+                Ok(())
+            } else {
+                let message = "it has other bytes than it was given";
+                Err(io::Error::new(io::ErrorKind::InvalidData, message))
+            }
+        };
+        read().map_err(|error| Error::io("reading the spool", &self.spool.directory, error))
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.spool.leave(&self.spooled);
     }
 }
 
@@ -226,6 +249,15 @@ pub(super) mod tests {
             .collect()
     }
 
+    pub(in crate::pipeline) fn take(
+        spool: &Spool,
+        spooled: Spooled,
+        batch: &mut [EncodedPiece],
+    ) -> Result<()> {
+        let mut taking = spool.take(spooled);
+        batch.iter_mut().try_for_each(|piece| taking.fill(piece))
+    }
+
     fn spool(size: u64) -> Spool {
         Spool::open(Path::new(env!("CARGO_MANIFEST_DIR")), Some(size)).unwrap()
     }
@@ -244,8 +276,8 @@ pub(super) mod tests {
         assert!(!batches[0].iter().any(EncodedPiece::is_whole), "memory is free");
         spool.file.sync_all().unwrap();
         let full = spool.file.metadata().unwrap().blocks();
-        for (batch, place) in batches.iter_mut().zip(&places).take(2) {
-            spool.take(place.as_ref().unwrap(), batch).unwrap();
+        for (batch, place) in batches.iter_mut().zip(places).take(2) {
+            take(&spool, place.unwrap(), batch).unwrap();
             assert!(batch.iter().all(EncodedPiece::is_whole));
         }
         let state = spool.state();
@@ -259,7 +291,7 @@ pub(super) mod tests {
         let mut batch = noise(2);
         let place = spool.put(&mut batch).unwrap();
         spool.file.write_all_at(&[77; 512], place.start + MIB).unwrap();
-        let error = spool.take(&place, &mut batch).unwrap_err();
+        let error = take(&spool, place, &mut batch).unwrap_err();
         assert!(error.to_string().contains("spool"), "{error}");
     }
 
