@@ -102,6 +102,8 @@ class Site:
         self.lun = run("losetup", "-f", "--show", "--direct-io=on", self.image).strip()
         self.undo.callback(run, "losetup", "-d", self.lun)
         number = os.stat(self.lun).st_rdev
+        lines = [line.split(":", 2) for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines()]
+        mine = next((path for _, names, path in lines if "blkio" in names.split(",")), None) or next(path for _, names, path in lines if not names)
         root, limit, words = pathlib.Path("/sys/fs/cgroup/blkio"), "blkio.throttle.read_bps_device", f"{rate}"
         if not root.exists():
             root, limit, words = pathlib.Path("/sys/fs/cgroup"), "io.max", f"rbps={rate}"
@@ -111,7 +113,7 @@ class Site:
         self.undo.callback(group.rmdir)
         (group / limit).write_text(f"{os.major(number)}:{os.minor(number)} {words}")
         (group / "cgroup.procs").write_text(str(os.getpid()))
-        self.undo.callback(lambda: (root / "cgroup.procs").write_text(str(os.getpid())))
+        self.undo.callback(lambda: (root / mine[1:] / "cgroup.procs").write_text(str(os.getpid())))
 
     def sent_by_host(self):
         return int(pathlib.Path(f"/sys/class/net/{self.link}/statistics/rx_bytes").read_text())
@@ -424,6 +426,7 @@ def bench_steady(bench, memory):
                 ours = found.pop("ours, direct")["GiB/s"]
                 bench.target(f"reading {what}: speed / best fio", ours / max(row["GiB/s"] for row in found.values()), 0.97)
                 bench.told(f"reading {what}: speed / what it gives", f"{ours * GIB / rate:.3g}")
+    shutil.rmtree(scratch)
 
 
 def bench_engines(bench, site):

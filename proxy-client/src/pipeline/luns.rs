@@ -21,7 +21,7 @@ use crate::transport::direct::{Lun, LunBytes};
 const SAMPLES: usize = 24;
 /// Samples that are looked for on the LUN itself where those show nothing: several, because one may be moved at that moment.
 const SAMPLES_WITH_CONTENT: usize = 4;
-/// Bytes of one sample: a block or two. A disk that is another, or an old copy, shows at many places rather than in many bytes, and the
+/// Bytes of one sample: two blocks or three. A disk that is another, or an old copy, shows at many places rather than in many bytes, and the
 /// host pays for both.
 const SAMPLE_LEN: u64 = 8 << 10;
 /// How often a sample is compared that is moved each time.

@@ -29,17 +29,17 @@ pub(super) struct Encoded {
     pub(super) spooled: Option<Spooled>,
 }
 
-/// What the writer has got, and what it has done of it.
+/// What left the queue for the writer, and what that has done of it.
 #[derive(Clone, Copy, Default, Debug)]
 struct Writer {
-    handed: u64,
+    left: u64,
     written: u64,
 }
 
 impl Writer {
     /// It writes one, and another waits for it: its output is what holds up the job.
     fn is_behind(self) -> bool {
-        self.handed > self.written + 1
+        self.left > self.written + 1
     }
 }
 
@@ -59,8 +59,8 @@ impl Queue {
         }
     }
 
-    /// Returns when it is the batch's turn, or it has a place in the spool. It is tried to be had whenever the writer is behind: only then
-    /// is the spool worth its time.
+    /// Returns when it is the batch's turn, or it has a place in the spool, which is tried whenever the writer is behind: only then is the
+    /// spool worth its time.
     pub(super) async fn enter(&self, mut batch: Encoded) -> Result<Encoded> {
         let Some(spool) = &self.spool else {
             return Ok(batch);
@@ -81,7 +81,7 @@ impl Queue {
                     return Ok(batch);
                 }
             }
-            if batch.place.turn <= writer.borrow().handed {
+            if batch.place.turn <= writer.borrow().left {
                 return Ok(batch);
             }
             tokio::select! {
@@ -91,9 +91,9 @@ impl Queue {
         }
     }
 
-    /// The writer has got the next batch.
+    /// The next batch waits for the writer alone.
     pub(super) fn leave(&self) {
-        self.writer.send_modify(|writer| writer.handed += 1);
+        self.writer.send_modify(|writer| writer.left += 1);
     }
 
     /// The writer has done with a batch.

@@ -157,15 +157,15 @@ async fn run_in<S: FrozenSource>(
         while !(ended && ready.is_empty()) {
             tokio::select! {
                 place = to_writer.reserve(), if !ready.is_empty() => match (place, ready.pop_front()) {
-                    (Ok(place), Some(batch)) => {
-                        queue.leave();
-                        place.send(Order::Write(Box::new(batch)));
-                    }
+                    (Ok(place), Some(batch)) => place.send(Order::Write(Box::new(batch))),
                     // A writer that takes no more orders has failed, and its own error says why.
                     _ => return Ok(()),
                 },
                 batch = encoded.try_next(), if !ended => match batch? {
-                    Some(batch) => ready.push_back(batch),
+                    Some(batch) => {
+                        queue.leave();
+                        ready.push_back(batch);
+                    }
                     None => {
                         ended = true;
                         is_all_read.store(true, Ordering::Relaxed);

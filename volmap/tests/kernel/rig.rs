@@ -218,7 +218,7 @@ impl Drop for Rig {
     }
 }
 
-/// A new loop device that can be written to: `BLKROSET` of whoever had the number before outlives the attachment.
+/// A new loop device that can be written to, unless the options say otherwise: `BLKROSET` of whoever had the number before outlives the attachment.
 fn attach(below: &Path, options: &[&str]) -> Result<PathBuf, String> {
     let arguments = [&["--find", "--show"], options, &[path(below)]].concat();
     let device = PathBuf::from(run("losetup", &arguments)?.trim());
