@@ -10,3 +10,19 @@ pub fn share() {
         nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1);
     }
 }
+
+/// Bytes of a huge page of x86-64, and of arm64 with pages of 4 KiB. Where it is another size, only the first huge page is lost.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// Asks for huge pages for the memory of these bytes that was not used yet (`madvise(2)`, `MADV_HUGEPAGE`). They are had only if the system
+/// has some to give; nothing but speed depends on it.
+pub fn prefer_huge_pages(bytes: &mut [u8]) {
+    let start = bytes.as_ptr().align_offset(HUGE_PAGE);
+    let Some(inside) = bytes.get_mut(start..) else {
+        return;
+    };
+    // SAFETY: the advice changes no contents, and the memory is borrowed. That it may be refused costs speed only.
+    unsafe {
+        nix::libc::madvise(inside.as_mut_ptr().cast(), inside.len(), nix::libc::MADV_HUGEPAGE);
+    }
+}

@@ -5,41 +5,71 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use volmap::storage::AlignedBuffer;
 
-use super::limits::{KEPT_MEMORY, KEPT_SMALL_MEMORY, POOLED_LEN, SMALL_LEN};
+use super::limits::{POOLED_LEN, SLAB_BUFFERS, SMALL_LEN};
 
-/// Buffers of one length that nobody uses at the moment.
+/// Buffers side by side, those that nobody uses at the moment.
+#[derive(Debug)]
+struct Slab {
+    number: u64,
+    free: Vec<AlignedBuffer>,
+}
+
+/// Buffers of one length.
+#[derive(Debug, Default)]
+struct Slabs {
+    slabs: Vec<Slab>,
+    made: u64,
+}
+
+/// Buffers of one length, whose memory comes and goes by slabs.
 #[derive(Clone, Debug)]
 struct Kept {
-    buffers: Arc<Mutex<Vec<AlignedBuffer>>>,
+    slabs: Arc<Mutex<Slabs>>,
     /// Bytes of each.
     len: usize,
-    /// Bytes of all.
-    most: usize,
 }
 
 impl Kept {
-    fn new(len: usize, most: usize) -> Self {
+    fn new(len: usize) -> Self {
         Self {
-            buffers: Arc::default(),
+            slabs: Arc::default(),
             len,
-            most,
         }
     }
 
-    fn buffers(&self) -> MutexGuard<'_, Vec<AlignedBuffer>> {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slabs(&self) -> MutexGuard<'_, Slabs> {
+        self.slabs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> AlignedBuffer {
-        let kept = self.buffers().pop();
-        kept.unwrap_or_else(|| AlignedBuffer::zeroed(self.len))
-    }
-
-    fn give_back(&self, buffer: AlignedBuffer) {
-        let mut kept = self.buffers();
-        if (kept.len() + 1) * self.len <= self.most {
-            kept.push(buffer);
+    /// A buffer, and the number of its slab: the first that has one, so that the last ones are emptied.
+    fn take(&self) -> (AlignedBuffer, u64) {
+        let mut all = self.slabs();
+        if let Some((slab, buffer)) = all
+            .slabs
+            .iter_mut()
+            .find_map(|slab| slab.free.pop().map(|buffer| (slab.number, buffer)))
+        {
+            return (buffer, slab);
         }
+        all.made += 1;
+        let number = all.made;
+        let mut free = AlignedBuffer::side_by_side(SLAB_BUFFERS, self.len);
+        let buffer = free.pop().expect("a slab has buffers");
+        all.slabs.push(Slab { number, free });
+        (buffer, number)
+    }
+
+    /// A slab that nobody uses is kept only if all others are in use.
+    fn give_back(&self, buffer: AlignedBuffer, slab: u64) {
+        let mut all = self.slabs();
+        if let Some(slab) = all.slabs.iter_mut().find(|found| found.number == slab) {
+            slab.free.push(buffer);
+        }
+        let mut unused = 0;
+        all.slabs.retain(|slab| {
+            unused += usize::from(slab.free.len() == SLAB_BUFFERS);
+            slab.free.len() < SLAB_BUFFERS || unused == 1
+        });
     }
 }
 
@@ -53,8 +83,8 @@ pub(super) struct MemoryPool {
 impl Default for MemoryPool {
     fn default() -> Self {
         Self {
-            short: Kept::new(SMALL_LEN, KEPT_SMALL_MEMORY),
-            long: Kept::new(POOLED_LEN, KEPT_MEMORY),
+            short: Kept::new(SMALL_LEN),
+            long: Kept::new(POOLED_LEN),
         }
     }
 }
@@ -62,10 +92,16 @@ impl Default for MemoryPool {
 impl MemoryPool {
     /// Memory of at least `len` bytes, with anything in it.
     pub(super) fn take(&self, len: usize) -> Memory {
-        let pool = [&self.short, &self.long].into_iter().find(|kept| len <= kept.len);
+        let Some(pool) = [&self.short, &self.long].into_iter().find(|kept| len <= kept.len) else {
+            return Memory {
+                buffer: Some(AlignedBuffer::zeroed(len)),
+                from: None,
+            };
+        };
+        let (buffer, slab) = pool.take();
         Memory {
-            buffer: Some(pool.map_or_else(|| AlignedBuffer::zeroed(len), Kept::take)),
-            pool: pool.cloned(),
+            buffer: Some(buffer),
+            from: Some((pool.clone(), slab)),
         }
     }
 }
@@ -75,7 +111,8 @@ impl MemoryPool {
 pub struct Memory {
     /// Taken by the drop alone.
     buffer: Option<AlignedBuffer>,
-    pool: Option<Kept>,
+    /// Its pool, and the number of its slab.
+    from: Option<(Kept, u64)>,
 }
 
 impl Deref for Memory {
@@ -94,8 +131,8 @@ impl DerefMut for Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if let (Some(buffer), Some(pool)) = (self.buffer.take(), &self.pool) {
-            pool.give_back(buffer);
+        if let (Some(buffer), Some((pool, slab))) = (self.buffer.take(), &self.from) {
+            pool.give_back(buffer, *slab);
         }
     }
 }
@@ -103,6 +140,10 @@ impl Drop for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn free_of(kept: &Kept) -> Vec<usize> {
+        kept.slabs().slabs.iter().map(|slab| slab.free.len()).collect()
+    }
 
     #[test]
     fn memory_is_used_again_and_what_is_kept_is_bounded() {
@@ -114,9 +155,16 @@ mod tests {
             let again = pool.take(len - 1);
             assert_eq!((again.as_ptr(), again.len()), (address, len));
             drop(again);
-            let many: Vec<Memory> = (0..2 * kept.most / len).map(|_| pool.take(len)).collect();
+            let mut many: Vec<Memory> = (0..5 * SLAB_BUFFERS / 2).map(|_| pool.take(len)).collect();
+            assert_eq!(free_of(kept), [0, 0, SLAB_BUFFERS / 2]);
+            // One in use keeps its slab; the first slabs are used first, and those that nobody uses go.
+            let last = many.pop().unwrap();
             drop(many);
-            assert_eq!(kept.buffers().len(), kept.most / len);
+            assert_eq!(free_of(kept), [SLAB_BUFFERS, SLAB_BUFFERS - 1]);
+            let one = pool.take(len);
+            assert_eq!(free_of(kept), [SLAB_BUFFERS - 1, SLAB_BUFFERS - 1]);
+            drop((last, one));
+            assert_eq!(free_of(kept), [SLAB_BUFFERS]);
         }
     }
 
@@ -129,6 +177,9 @@ mod tests {
         let longer = pool.take(POOLED_LEN + 1);
         assert_eq!(longer.len(), POOLED_LEN + 1);
         drop(longer);
-        assert_eq!((pool.short.buffers().len(), pool.long.buffers().len()), (1, 1));
+        assert_eq!(
+            (free_of(&pool.short), free_of(&pool.long)),
+            (vec![SLAB_BUFFERS], vec![SLAB_BUFFERS])
+        );
     }
 }
