@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Encoder, Header, LunProof, LunRecord};
 use crate::output::Output;
 use crate::plan::mapped::{DiskPlace, MappedExtent};
-use crate::transport::direct::{Lun, LunReader, Memory, ReadMeanwhile};
+use crate::transport::direct::{Lun, LunReader, Memory, ReadMeanwhile, ReadThreads};
 
 /// Bytes of a unit of the model's copy-before-write.
 pub(super) const UNIT: u64 = 512;
@@ -356,7 +356,12 @@ impl FrozenSource for World {
 
 impl LunReader for World {
     /// Without a thread, so that the order of things is always the same.
-    fn read_meanwhile(self: Arc<Self>, blocks: ByteRange, mut memory: Memory) -> ReadMeanwhile {
+    fn read_meanwhile(
+        self: Arc<Self>,
+        blocks: ByteRange,
+        mut memory: Memory,
+        _: &ReadThreads,
+    ) -> ReadMeanwhile {
         let len = usize::try_from(blocks.len()).unwrap();
         let read = self.read_at(blocks.start(), &mut memory[..len]);
         Box::pin(std::future::ready(read.map(|filled| (memory, filled))))

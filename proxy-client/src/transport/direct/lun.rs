@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use volmap::identity::Identity;
 use volmap::range::ByteRange;
 
-use super::limits::{SECOND_TRY_WAIT, SHARES, shares};
+use super::limits::{SECOND_TRY_WAIT, SHARES_ADMITTED, shares};
 use super::lun_path::LunPath;
 use super::memory::{Memory, MemoryPool};
 use super::reader::{LunReader, memory_len};
@@ -27,7 +27,8 @@ pub struct Lun {
     deadline: Option<Duration>,
     /// What may be read of it; empty: all.
     allowed: Vec<ByteRange>,
-    in_flight: Semaphore,
+    /// Reads that were begun or wait for their turn, in shares.
+    admitted: Semaphore,
     memory: MemoryPool,
 }
 
@@ -54,7 +55,7 @@ impl Lun {
             current: AtomicUsize::new(0),
             deadline: None,
             allowed: Vec::new(),
-            in_flight: Semaphore::new(SHARES as usize),
+            admitted: Semaphore::new(SHARES_ADMITTED as usize),
             memory: MemoryPool::default(),
         }
     }
@@ -158,7 +159,7 @@ impl Lun {
     /// ([`io::ErrorKind::PermissionDenied`]); or the read failed by every path.
     pub async fn read(&self, range: ByteRange) -> io::Result<LunBytes> {
         self.check(range)?;
-        let permits = self.in_flight.acquire_many(shares(range.len())).await;
+        let permits = self.admitted.acquire_many(shares(range.len())).await;
         let _shares = permits.map_err(io::Error::other)?;
         match self.by_any_path(range).await {
             Err(error) if self.is_worth_another_try(&error) => {
@@ -226,7 +227,7 @@ mod tests {
     use std::sync::{Arc, Condvar, Mutex};
     use std::time::Instant;
 
-    use super::super::limits::FAILURES_IN_A_ROW;
+    use super::super::limits::{FAILURES_IN_A_ROW, SHARES};
     use super::*;
 
     struct Memory(Vec<u8>);

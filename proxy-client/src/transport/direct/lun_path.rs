@@ -7,12 +7,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::libc;
-use tokio::time::timeout;
 use volmap::range::ByteRange;
 
 use super::limits::FAILURES_IN_A_ROW;
 use super::memory::Memory;
 use super::reader::LunReader;
+use super::threads::ReadThreads;
 
 /// What the system says of a device that is not there any more.
 const VANISHED: [i32; 5] = [
@@ -28,6 +28,7 @@ pub struct LunPath {
     /// Where the operator said that the LUN is.
     pub path: PathBuf,
     pub(super) reader: Arc<dyn LunReader>,
+    threads: ReadThreads,
     failures: AtomicU64,
     in_a_row: AtomicU32,
     given_up: OnceLock<String>,
@@ -38,6 +39,7 @@ impl LunPath {
         Self {
             path,
             reader: reader.into(),
+            threads: ReadThreads::default(),
             failures: AtomicU64::new(0),
             in_a_row: AtomicU32::new(0),
             given_up: OnceLock::new(),
@@ -58,6 +60,7 @@ impl LunPath {
     pub fn give_up(&self, reason: &str) {
         if self.given_up.set(reason.to_owned()).is_ok() {
             tracing::warn!(lun = %self.path.display(), reason, "nothing more is read by this path");
+            self.threads.close();
         }
     }
 
@@ -69,15 +72,9 @@ impl LunPath {
         memory: Memory,
         deadline: Option<Duration>,
     ) -> io::Result<Memory> {
-        let read = Arc::clone(&self.reader).read_meanwhile(blocks, memory);
-        let read = match deadline {
-            None => read.await,
-            Some(deadline) => timeout(deadline, read).await.unwrap_or_else(|_| {
-                let message = format!("a read did not end within {} s", deadline.as_secs_f64());
-                Err(io::Error::new(io::ErrorKind::TimedOut, message))
-            }),
-        };
-        let read = read.and_then(|(memory, filled)| {
+        let threads = self.threads.within(deadline);
+        let read = Arc::clone(&self.reader).read_meanwhile(blocks, memory, &threads);
+        let read = read.await.and_then(|(memory, filled)| {
             if filled < needed {
                 return Err(io::Error::other("a read came back short"));
             }
@@ -92,14 +89,17 @@ impl LunPath {
 
     /// What a failed read makes of the path.
     fn note(&self, error: &io::Error, blocks: ByteRange) {
-        // Nothing is wrong with a path by which something may not be read.
-        if error.kind() == io::ErrorKind::PermissionDenied {
+        // Nothing is wrong with a path by which something may not be read, and nothing new with one that was given up before it was tried.
+        let of_the_system = error.raw_os_error().is_some();
+        if error.kind() == io::ErrorKind::PermissionDenied
+            || error.kind() == io::ErrorKind::NotConnected && !of_the_system
+        {
             return;
         }
         self.failures.fetch_add(1, Ordering::Relaxed);
         let in_a_row = self.in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
         let vanished = error.raw_os_error().is_some_and(|code| VANISHED.contains(&code));
-        let hung = error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none();
+        let hung = error.kind() == io::ErrorKind::TimedOut && !of_the_system;
         if !(vanished || hung || in_a_row >= FAILURES_IN_A_ROW) {
             tracing::warn!(lun = %self.path.display(), %blocks, %error, "a direct read failed");
             return;

@@ -1,7 +1,7 @@
 //! Reading from a LUN past every cache, and knowing that it is the right LUN.
 //!
-//! `open` opens paths to real LUNs, `lun` reads by whichever path works, `lun_path` is one of them with what is thought of it, `memory`
-//! is what is read into, `write_guard` keeps this machine from writing to a LUN that is read; `identity` and `backing` tell one disk from another.
+//! `open` opens paths to real LUNs, `lun` reads by whichever path works, `lun_path` is one of them with what is thought of it, `threads` have
+//! its reads wait for the disk, `memory` is what is read into, `write_guard` keeps this machine from writing to a LUN that is read; `identity` and `backing` tell one disk from another.
 //!
 //! Invariants: a LUN is opened read-only and nothing is ever written to it; only whole blocks are read, and only the bytes
 //! that were asked for leave this room; a read that hangs costs its path and one thread, never the job.
@@ -14,6 +14,7 @@ mod lun_path;
 mod memory;
 mod open;
 mod reader;
+mod threads;
 mod write_guard;
 
 pub use backing::lies_on;
@@ -23,3 +24,4 @@ pub use lun_path::LunPath;
 pub use memory::Memory;
 pub use open::{DirectOpener, NoDirectIo};
 pub use reader::{LunOpener, LunReader, ReadMeanwhile};
+pub use threads::ReadThreads;

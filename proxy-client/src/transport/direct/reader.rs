@@ -8,6 +8,7 @@ use std::sync::Arc;
 use volmap::range::ByteRange;
 
 use super::memory::Memory;
+use super::threads::ReadThreads;
 
 /// One path to a LUN; test harnesses wrap it to let a writer or a fault in at a chosen point.
 pub trait LunReader: Send + Sync {
@@ -24,19 +25,19 @@ pub trait LunReader: Send + Sync {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 
     /// Reads `blocks`, which are whole blocks, to the beginning of `memory` while the caller goes on: the memory, and how much of it
-    /// is filled. A disk is waited for on a thread; a reader that has nothing to wait for does it its own way.
-    fn read_meanwhile(self: Arc<Self>, blocks: ByteRange, mut memory: Memory) -> ReadMeanwhile
+    /// is filled. A disk is waited for on one of the threads of its path; a reader that has nothing to wait for does it its own way.
+    fn read_meanwhile(
+        self: Arc<Self>,
+        blocks: ByteRange,
+        mut memory: Memory,
+        threads: &ReadThreads,
+    ) -> ReadMeanwhile
     where
         Self: 'static,
     {
-        Box::pin(async move {
-            let read = move || {
-                let filled = self.read_at(blocks.start(), &mut memory[..memory_len(blocks.len())?])?;
-                Ok((memory, filled))
-            };
-            tokio::task::spawn_blocking(read)
-                .await
-                .map_err(io::Error::other)?
+        threads.read(blocks.len(), move || {
+            let filled = self.read_at(blocks.start(), &mut memory[..memory_len(blocks.len())?])?;
+            Ok((memory, filled))
         })
     }
 }
