@@ -1,7 +1,8 @@
 //! What sysfs says of block devices.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use uuid::Uuid;
@@ -10,6 +11,9 @@ use crate::sys::DeviceNumber;
 
 /// Sysfs counts in these, whatever the block size of the device.
 pub(super) const SECTOR: u64 = 512;
+
+/// Bytes of the longest attribute: a page, and sysfs gives it in one read (Documentation/filesystems/sysfs.rst).
+const ATTRIBUTE_MAX: usize = 4096;
 
 /// The sysfs tree under some root.
 #[derive(Clone, Debug)]
@@ -32,18 +36,25 @@ impl Sysfs {
     /// # Errors
     /// Of reading, other than that it is not there.
     pub(super) fn attribute(&self, device: DeviceNumber, name: &str) -> io::Result<Option<String>> {
-        match fs::read(self.directory(device).join(name)) {
-            Ok(bytes) => {
-                let text = String::from_utf8_lossy(&bytes);
-                let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
-                Ok((!text.is_empty()).then(|| text.to_owned()))
-            }
-            // ENXIO and EINVAL: an attribute of a driver that has nothing to say for this device.
+        value(fs::read(self.directory(device).join(name)))
+    }
+
+    /// An attribute that is read again and again; `None`: the device has none of that name.
+    ///
+    /// # Errors
+    /// Of opening it.
+    pub(super) fn open_attribute(
+        &self,
+        device: DeviceNumber,
+        name: &str,
+    ) -> io::Result<Option<OpenAttribute>> {
+        match File::open(self.directory(device).join(name)) {
+            Ok(file) => Ok(Some(OpenAttribute(file))),
             Err(error)
                 if matches!(
                     error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput
-                ) || error.raw_os_error() == Some(nix::libc::ENXIO) =>
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
             {
                 Ok(None)
             }
@@ -154,6 +165,42 @@ impl Sysfs {
     /// Where the device node is expected. For a device that is opened, compare its number.
     pub(super) fn node(&self, device: DeviceNumber) -> PathBuf {
         PathBuf::from("/dev").join(self.name(device))
+    }
+}
+
+/// An attribute of one device for as long as that is there: when it goes every read fails, also if another gets its number.
+#[derive(Debug)]
+pub(super) struct OpenAttribute(File);
+
+impl OpenAttribute {
+    /// As [`Sysfs::attribute`].
+    ///
+    /// # Errors
+    /// As [`Sysfs::attribute`].
+    pub(super) fn value(&self) -> io::Result<Option<String>> {
+        let mut bytes = [0; ATTRIBUTE_MAX];
+        value(self.0.read_at(&mut bytes, 0).map(|read| &bytes[..read]))
+    }
+}
+
+/// The value without the white space around it; `None`: there is none.
+fn value(read: io::Result<impl AsRef<[u8]>>) -> io::Result<Option<String>> {
+    match read {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(bytes.as_ref());
+            let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
+            Ok((!text.is_empty()).then(|| text.to_owned()))
+        }
+        // ENXIO and EINVAL: an attribute of a driver that has nothing to say for this device.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput
+            ) || error.raw_os_error() == Some(nix::libc::ENXIO) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::btrfs::Trace;
 use super::dm_table::DeviceMapper;
-use super::sysfs::Sysfs;
+use super::sysfs::{OpenAttribute, Sysfs};
 use crate::sys::DeviceNumber;
 use crate::sys::device_mapper::{DeviceStatus, TargetLine};
 use crate::sys::loop_device::{self, LoopStatus};
@@ -18,7 +18,7 @@ pub(super) enum Fact {
     Attributes {
         sysfs: Sysfs,
         device: DeviceNumber,
-        remembered: Vec<(&'static str, Option<String>)>,
+        remembered: Vec<Attribute>,
     },
     /// Table, UUID and own event number of a device-mapper device.
     Table {
@@ -45,17 +45,28 @@ pub(super) enum Fact {
     },
 }
 
+/// An attribute that a device has, as it was when the chain was built.
+#[derive(Debug)]
+pub(super) struct Attribute {
+    name: &'static str,
+    open: OpenAttribute,
+    then: Option<String>,
+}
+
 impl Fact {
-    /// Remembers attributes as they are now.
+    /// Remembers attributes as they are now. Those that the device does not have it does not get later: they are made with it.
     pub(super) fn attributes(
         sysfs: &Sysfs,
         device: DeviceNumber,
         names: impl IntoIterator<Item = &'static str>,
     ) -> io::Result<Self> {
-        let remembered = names
-            .into_iter()
-            .map(|name| Ok((name, sysfs.attribute(device, name)?)))
-            .collect::<io::Result<_>>()?;
+        let mut remembered = Vec::new();
+        for name in names {
+            if let Some(open) = sysfs.open_attribute(device, name)? {
+                let then = open.value()?;
+                remembered.push(Attribute { name, open, then });
+            }
+        }
         Ok(Self::Attributes {
             sysfs: sysfs.clone(),
             device,
@@ -73,9 +84,9 @@ impl Fact {
                 device,
                 remembered,
             } => {
-                for (name, then) in remembered {
-                    let now = sysfs
-                        .attribute(*device, name)
+                for Attribute { name, open, then } in remembered {
+                    let now = open
+                        .value()
                         .map_err(|e| unreadable(&format_args!("sysfs {name} of {device}"), e))?;
                     if now != *then {
                         let name_of = sysfs.name(*device);
