@@ -77,6 +77,8 @@ pub(super) enum Point {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Act {
     Overwrite(u64),
+    /// The frozen bytes of a unit go elsewhere in the copy area, and others come to where they were.
+    Move(u64),
     /// Everything gets a new generation where it lies.
     Restamp,
     /// The next answer tells no locations: the host looks where things lie.
@@ -253,6 +255,20 @@ impl State {
                 for (_, generation) in self.copied.values_mut() {
                     *generation = self.generation;
                 }
+            }
+            Act::Move(unit) => {
+                let taken: Vec<u64> = self.copied.values().map(|(place, _)| *place).collect();
+                let units = self.zero.len() as u64;
+                let free = |slot: &u64| !taken.contains(&(slot * UNIT));
+                let to = (units..2 * units).rev().find(free).unwrap() * UNIT;
+                self.generation += 1;
+                let was = self.copied.insert(unit, (to, self.generation));
+                let from = usize::try_from(was.map_or(unit * UNIT, |(place, _)| place)).unwrap();
+                let bytes = from..from + usize::try_from(UNIT).unwrap();
+                self.disk.copy_within(bytes.clone(), usize::try_from(to).unwrap());
+                self.disk[bytes]
+                    .iter_mut()
+                    .for_each(|byte| *byte = byte.wrapping_add(1));
             }
             Act::Withhold => self.withheld = true,
             Act::LoseMapping => self.opaque = true,

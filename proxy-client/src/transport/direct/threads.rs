@@ -213,7 +213,7 @@ mod tests {
         let lens = [LONG; 4].into_iter().chain([SHORT; 6]).chain([LONG]);
         let (reads, mut ends): (Vec<_>, Vec<_>) = lens.map(|len| held(&threads, len, &begun)).unzip();
         let reads = tokio::spawn(join_all(reads));
-        let mut next = |count: usize| {
+        let next = |count: usize| {
             let next = (0..count).map(|_| begins.recv_timeout(Duration::from_secs(60)).unwrap());
             let next: Vec<u64> = next.collect();
             assert!(begins.recv_timeout(Duration::from_millis(50)).is_err());
