@@ -16,7 +16,7 @@ use futures_util::TryStreamExt;
 use proxy_client::config::{LunArgument, nbd_uri};
 use proxy_client::error::Result;
 use proxy_client::nbd::PoolOptions;
-use proxy_client::pipeline::{FetchPolicy, Luns, Tally, batch_limits, fetch_batches};
+use proxy_client::pipeline::{BATCHES, FetchPolicy, Luns, Tally, fetch_batches};
 use proxy_client::transport::direct::limits::DIRECT_READ_DEADLINE;
 use proxy_client::transport::direct::{DirectOpener, Lun, LunOpener};
 use proxy_client::transport::nbd::NbdSource;
@@ -48,14 +48,13 @@ async fn main() -> Result<()> {
 
     let begun = Instant::now();
     let mut tally = Tally::default();
-    let limits = batch_limits(&luns);
     let fetched = fetch_batches(
         &source,
         &luns,
         FetchPolicy::default(),
         0,
         None,
-        limits,
+        BATCHES,
         |_, fetched| ready(Ok(fetched.tally)),
     );
     let mut fetched = pin!(fetched);

@@ -3,12 +3,9 @@
 use std::time::Duration;
 
 /// Bytes of leaves with data in one batch. One question confirms a batch, and a question is what a direct backup costs the host: at
-/// 32 MiB that is a thousandth of what the bytes would cost it. Larger ones would only lengthen the time between read and
-/// confirmation, in which a move costs a second read.
-pub(super) const BATCH_DATA: u64 = 32 << 20;
-
-/// The same where there is no LUN: nothing has to be confirmed, and small batches can be written and resumed from earlier.
-pub(super) const BATCH_DATA_OF_HOST: u64 = 8 << 20;
+/// 8 MiB that is less than a hundredth of what the bytes would cost it. With larger ones a move between read and confirmation costs a longer
+/// second read, and what was read is in no cache of the processor any more when it is compressed.
+pub(super) const BATCH_DATA: u64 = 8 << 20;
 
 /// Extents in one batch: bounds what a fragmented map makes of one batch.
 pub(super) const BATCH_EXTENTS: usize = 8192;
@@ -41,11 +38,11 @@ pub(super) const MANY_TOLD: usize = 1024;
 pub(super) const EXTENTS_AHEAD: usize = BATCH_EXTENTS;
 
 /// Batches in flight: fetched or encoded.
-pub(super) const BATCHES_IN_FLIGHT: usize = 4;
+pub(super) const BATCHES_IN_FLIGHT: usize = 8;
 
 /// Batches that have a place in memory, plain or encoded, from before their first read until they are written, or in the spool. This is
-/// what bounds the memory: 160 MiB, and what [`ENCODERS_MAX`] take. More than are in flight, so that reads go on while the writer syncs.
-pub(super) const BATCHES_IN_MEMORY: usize = BATCHES_IN_FLIGHT + 1;
+/// what bounds the memory: 128 MiB, and what [`ENCODERS_MAX`] take. More than are in flight, so that reads go on while the writer syncs.
+pub(super) const BATCHES_IN_MEMORY: usize = 2 * BATCHES_IN_FLIGHT;
 
 /// Segments that are encoded at once. Each is in memory plain and encoded meanwhile, beside what the compressor takes; and so many
 /// compress more than disks give.

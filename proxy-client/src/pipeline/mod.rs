@@ -27,7 +27,7 @@ pub use fetch::{FetchPolicy, Fetched, FetchedStretch, Plain};
 pub use luns::{Luns, Proof};
 pub use queue::Place;
 pub use random::{Random, random_below};
-pub use run::{CheckpointEvery, Finished, Writing, batch_limits, fetch_batches, run};
+pub use run::{BATCHES, CheckpointEvery, Finished, Writing, fetch_batches, run};
 pub use source::{FrozenSource, generations_whole, map_whole};
 pub use spool::Spool;
 pub use tag::prove_by_tag;

@@ -17,8 +17,8 @@ use volmap::range::ByteRange;
 use super::delta::Delta;
 use super::fetch::{FetchPolicy, Fetched, FetchedStretch, Fetcher, same_record};
 use super::limits::{
-    BATCH_DATA, BATCH_DATA_OF_HOST, BATCH_EXTENTS, BATCH_RANGE, BATCHES_IN_FLIGHT, BATCHES_IN_MEMORY,
-    CHECKPOINT_BYTES, CHECKPOINT_TIME, ENCODERS_MAX, SETTLE,
+    BATCH_DATA, BATCH_EXTENTS, BATCH_RANGE, BATCHES_IN_FLIGHT, BATCHES_IN_MEMORY, CHECKPOINT_BYTES,
+    CHECKPOINT_TIME, ENCODERS_MAX, SETTLE,
 };
 use super::luns::Luns;
 use super::queue::{Encoded, Place, Queue};
@@ -34,7 +34,7 @@ use crate::plan::batch::BatchLimits;
 use crate::progress::Progress;
 
 /// Batches of a backup.
-pub(super) const BATCHES: BatchLimits = BatchLimits {
+pub const BATCHES: BatchLimits = BatchLimits {
     leaf: LEAF,
     data: BATCH_DATA,
     extents: BATCH_EXTENTS,
@@ -111,7 +111,7 @@ pub async fn run<S: FrozenSource>(
     stop: Pin<&mut (impl Future<Output = Error> + Send)>,
     progress: &Progress,
 ) -> Result<Finished> {
-    run_in(batch_limits(luns), source, luns, policy, writing, stop, progress).await
+    run_in(BATCHES, source, luns, policy, writing, stop, progress).await
 }
 
 /// The same, in batches of a size.
@@ -214,15 +214,6 @@ async fn run_in<S: FrozenSource>(
         stopped.end(async { drop(stop.await) }).await;
     }
     Err(error)
-}
-
-/// How large the batches of a backup from these LUNs are.
-pub fn batch_limits(luns: &Luns) -> BatchLimits {
-    let is_direct = luns.all().next().is_some();
-    BatchLimits {
-        data: if is_direct { BATCH_DATA } else { BATCH_DATA_OF_HOST },
-        ..BATCHES
-    }
 }
 
 pub(super) fn broken(error: tokio::task::JoinError) -> Error {

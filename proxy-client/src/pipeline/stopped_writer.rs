@@ -53,7 +53,7 @@ mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
     use crate::output::{FileOutput, Output};
-    use crate::pipeline::limits::BATCH_DATA_OF_HOST;
+    use crate::pipeline::limits::BATCH_DATA;
     use crate::pipeline::world::writing;
     use crate::pipeline::{FetchPolicy, FrozenSource, Luns, run};
     use crate::plan::mapped::MappedExtent;
@@ -105,12 +105,12 @@ mod tests {
 
     impl FrozenSource for Failing {
         fn size(&self) -> u64 {
-            (self.failing + 1) * BATCH_DATA_OF_HOST
+            (self.failing + 1) * BATCH_DATA
         }
 
         async fn map(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
             Ok(vec![MappedExtent {
-                range: ByteRange::new(range.start(), BATCH_DATA_OF_HOST).unwrap(),
+                range: ByteRange::new(range.start(), BATCH_DATA).unwrap(),
                 content: volmap::map::Content::Data,
                 generation: Generation::NEVER_DIRECT,
                 place: None,
@@ -122,7 +122,7 @@ mod tests {
         }
 
         async fn read(&self, range: ByteRange) -> Result<Bytes> {
-            if range.start() >= self.failing * BATCH_DATA_OF_HOST {
+            if range.start() >= self.failing * BATCH_DATA {
                 self.is_syncing.notified().await;
                 return Err(Error::new(self.kind, "the last batch"));
             }

@@ -254,16 +254,19 @@ mod tests {
     use crate::pipeline::world::{UNIT, World};
 
     /// A leaf of data in each reply, and something else is confirmed after each.
-    struct ShortReplies<'a>(&'a Confirmations);
+    struct ShortReplies<'a> {
+        size: u64,
+        confirmations: &'a Confirmations,
+    }
 
     impl FrozenSource for ShortReplies<'_> {
         fn size(&self) -> u64 {
-            BATCH_DATA + LEAF
+            self.size
         }
 
         async fn map(&self, range: ByteRange) -> Result<Vec<MappedExtent>> {
-            let question = self.0.ask(ByteRange::new(0, 1).unwrap());
-            self.0.answered(&question, &[]);
+            let question = self.confirmations.ask(ByteRange::new(0, 1).unwrap());
+            self.confirmations.answered(&question, &[]);
             Ok(vec![MappedExtent {
                 range: ByteRange::new(range.start(), LEAF).unwrap(),
                 content: volmap::map::Content::Data,
@@ -284,7 +287,10 @@ mod tests {
     #[tokio::test]
     async fn a_batch_is_as_old_as_the_first_reply_that_it_is_made_of() {
         let confirmations = Confirmations::default();
-        let source = ShortReplies(&confirmations);
+        let source = ShortReplies {
+            size: BATCH_DATA + LEAF,
+            confirmations: &confirmations,
+        };
         let mut planner = Planner::new(0, None, BATCHES);
         let mut ages = Vec::new();
         loop {
@@ -350,7 +356,10 @@ mod tests {
     #[tokio::test]
     async fn large_gaps_are_left_out_and_nothing_is_lost() {
         let confirmations = Confirmations::default();
-        let source = ShortReplies(&confirmations);
+        let source = ShortReplies {
+            size: 2 * SMALL_GAP,
+            confirmations: &confirmations,
+        };
         let leaf = |at: u64| ByteRange::new(at, LEAF).unwrap();
         let between = |start, end| ByteRange::from_bounds(start, end).unwrap();
         let mut planner = Planner::new(source.size(), None, BATCHES);

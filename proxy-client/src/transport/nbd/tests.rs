@@ -30,7 +30,7 @@ use crate::error::ErrorKind;
 use crate::job::backup::{BackupOptions, backup};
 use crate::job::lineage::{ParentOptions, ParentPolicy};
 use crate::nbd::{Pool, PoolOptions};
-use crate::pipeline::{FetchPolicy, Fetched, FrozenSource, Luns, batch_limits, fetch_batches};
+use crate::pipeline::{BATCHES, FetchPolicy, Fetched, FrozenSource, Luns, fetch_batches};
 use crate::progress::Progress;
 use crate::transport::direct::{DirectOpener, Lun, LunReader};
 
@@ -488,8 +488,7 @@ async fn a_host_that_was_started_anew_with_its_frozen_image_has_its_map_asked_fo
         .await
         .unwrap();
     let policy = FetchPolicy::default();
-    let limits = batch_limits(&luns);
-    let fetched: Vec<Fetched> = fetch_batches(&source, &luns, policy, 0, None, limits, |_, batch| {
+    let fetched: Vec<Fetched> = fetch_batches(&source, &luns, policy, 0, None, BATCHES, |_, batch| {
         std::future::ready(Ok(batch))
     })
     .try_collect()
