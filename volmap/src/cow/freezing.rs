@@ -13,7 +13,7 @@ use crate::cow::ground::Survey;
 use crate::cow::origin::Origin;
 use crate::cow::together::{HeldOrigins, OneFailed};
 use crate::frozen::{ChangedMap, FrozenImage};
-use crate::limits::{FROZEN_IMAGES_MAX, SYNC_AHEAD_ENOUGH, SYNC_AHEAD_ROUNDS};
+use crate::limits::{FROZEN_IMAGES_MAX, SYNC_AHEAD_ROUNDS};
 use crate::storage::Standing;
 
 /// One freeze at a time surveys, until there is a frozen image or cannot be one: a gate that is opened at its deadline lets others freeze, and a
@@ -142,7 +142,7 @@ impl Origin {
         for _ in 0..SYNC_AHEAD_ROUNDS {
             let begun = Instant::now();
             self.flush()?;
-            if begun.elapsed() < SYNC_AHEAD_ENOUGH {
+            if begun.elapsed() < self.options.sync_ahead_enough {
                 break;
             }
         }

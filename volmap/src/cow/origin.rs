@@ -19,7 +19,7 @@ use crate::cow::slots::{Fullness, Slots};
 use crate::cow::unit::CopyUnit;
 use crate::frozen::CopyAreaUse;
 use crate::generation::GenerationClock;
-use crate::limits::{COPY_AREA_HEADER, WINDOW_MAX};
+use crate::limits::{COPY_AREA_HEADER, SYNC_AHEAD_ENOUGH, WINDOW_MAX};
 use crate::range::ByteRange;
 use crate::storage::{Backing, WriteBack};
 
@@ -32,6 +32,8 @@ pub struct CopyOptions {
     pub on_full: OnFull,
     /// For how long a freeze holds writers at most.
     pub window_max: Duration,
+    /// A sync ahead of a freeze that was this short is the last: one like it is what writers wait for.
+    pub sync_ahead_enough: Duration,
 }
 
 impl Default for CopyOptions {
@@ -40,6 +42,7 @@ impl Default for CopyOptions {
             unit: CopyUnit::default(),
             on_full: OnFull::default(),
             window_max: WINDOW_MAX,
+            sync_ahead_enough: SYNC_AHEAD_ENOUGH,
         }
     }
 }
