@@ -113,6 +113,7 @@ impl CowVolume {
                 unit: CopyUnit::new(unit).unwrap(),
                 // No deadline passes because the machine stands still, and no sync seems long because it is slow.
                 window_max: Duration::from_secs(3600),
+                ready_max: Duration::from_secs(3600),
                 sync_ahead_enough: Duration::MAX,
                 ..CopyOptions::default()
             },

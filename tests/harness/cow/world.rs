@@ -203,6 +203,7 @@ impl World {
                 on_full,
                 // No deadline passes because the machine stands still.
                 window_max: Duration::from_secs(600),
+                ready_max: Duration::from_secs(600),
                 ..CopyOptions::default()
             },
         )

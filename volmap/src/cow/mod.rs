@@ -19,6 +19,7 @@
 
 mod claims;
 mod copy_area;
+mod deadline;
 mod dirty;
 mod error;
 mod file_ground;
