@@ -4,27 +4,37 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use volmap::cow::{CopyOptions, CowError, Ground, Origin, Survey, Witness};
+use volmap::cow::{CopyOptions, CopyUnit, CowError, Ground, Origin, Survey, Witness};
 use volmap::frozen::Attestation;
 use volmap::generation::GenerationClock;
-use volmap::limits::COPY_UNIT;
+use volmap::limits::{COPY_AREA_HEADER, COPY_UNIT};
 use volmap::range::ByteRange;
 use volmap::storage::{Backing, Standing};
 use volmap::store::StoreGraph;
 
 use crate::dice::Dice;
 use crate::disk::{Disk, Layout};
-use crate::medium::{Medium, PAGE};
+use crate::medium::{Flaw, Medium, PAGE};
 use crate::world::{Frozen, Volume, World};
 
-/// A volume with odd ends.
-pub(crate) const SIZE: u64 = 3 * COPY_UNIT + 777;
-/// A copy area that holds every unit of the volume beside its header; where it is smaller it runs full now and then.
-const COPY_AREA: u64 = 5 * COPY_UNIT;
-const SMALL_COPY_AREA: u64 = 3 * COPY_UNIT;
+/// What a volume is longer by than its whole units.
+const ODD_END: u64 = 777;
+/// Units of so many bytes, and whole ones of a volume at most. Each moves once for a frozen image: where there are many, a proxy meets
+/// with moves as long as it reads.
+const UNITS: [(u64, u64); 3] = [(PAGE, 40), (4 * PAGE, 12), (COPY_UNIT, 3)];
+/// No volume is longer.
+const SIZE_MAX: u64 = 4 * COPY_UNIT;
+/// Frozen images that stand side by side.
+const IMAGES_MAX: usize = 3;
 
 pub(crate) struct CowVolume {
     live: Arc<Origin>,
+    unit: u64,
+    size: u64,
+    /// How often in 40 turns somebody writes.
+    writes: u64,
+    /// How often somebody comes past us: one in so many turns that are his.
+    intrusions: u64,
     origin: Medium,
     /// What the origin must hold.
     expected: Arc<Mutex<Vec<u8>>>,
@@ -36,12 +46,13 @@ pub(crate) struct CowVolume {
     /// How many have the origin open, past us.
     intruders: AtomicU32,
     standing: Arc<Mutex<Standing>>,
-    last: Mutex<Option<Frozen>>,
+    /// Oldest first.
+    images: Mutex<Vec<Frozen>>,
 }
 
 /// Disks for it: the copy area lies on the second, if there is one.
 pub(crate) fn disks(dice: &Dice) -> Vec<Disk> {
-    let room = (SIZE + COPY_AREA) * 2;
+    let room = (SIZE_MAX + COPY_AREA_HEADER + SIZE_MAX + COPY_UNIT) * 2;
     let mut disks = vec![Disk::new("lun0", room.next_multiple_of(COPY_UNIT))];
     if dice.one_in(3) {
         disks.push(Disk::new("lun1", room.next_multiple_of(COPY_UNIT)));
@@ -50,7 +61,15 @@ pub(crate) fn disks(dice: &Dice) -> Vec<Disk> {
 }
 
 impl CowVolume {
-    pub(crate) fn new(world: &Weak<World>, dice: &Dice, disks: &[Arc<Disk>]) -> Self {
+    pub(crate) fn new(
+        world: &Weak<World>,
+        dice: &Dice,
+        disks: &[Arc<Disk>],
+        [of_origin, of_copy_area]: [Flaw; 2],
+    ) -> Self {
+        let (unit, most) = UNITS[dice.roll(UNITS.len() as u64) as usize];
+        let whole = most - dice.roll(most / 2);
+        let size = whole * unit + ODD_END;
         let piece = [PAGE, 4 * PAGE, COPY_UNIT][dice.roll(3) as usize];
         let pieces = |disk: &Disk| {
             (0..disk.size() / piece)
@@ -58,22 +77,20 @@ impl CowVolume {
                 .collect::<Vec<u64>>()
         };
         let mut free = pieces(&disks[0]);
-        let layout = Layout::scattered(dice, piece, SIZE, &mut free);
-        let origin = Medium::new(world.clone(), Arc::clone(&disks[0]), layout, SIZE);
+        let layout = Layout::scattered(dice, piece, size, &mut free);
+        let origin = Medium::new(world.clone(), Arc::clone(&disks[0]), layout, size, of_origin);
         let copy_disk = disks.last().unwrap();
         let mut free = if disks.len() > 1 { pieces(copy_disk) } else { free };
-        let size = if dice.one_in(5) {
-            SMALL_COPY_AREA
-        } else {
-            COPY_AREA
-        };
-        let layout = Layout::scattered(dice, piece, size, &mut free);
-        let copy_area = Medium::new(world.clone(), Arc::clone(copy_disk), layout, size);
+        // Room for every unit of the volume; where there is less it runs full now and then.
+        let slots = if dice.one_in(3) { whole / 2 + 1 } else { whole + 1 };
+        let room = COPY_AREA_HEADER + slots * unit;
+        let layout = Layout::scattered(dice, piece, room, &mut free);
+        let copy_area = Medium::new(world.clone(), Arc::clone(copy_disk), layout, room, of_copy_area);
 
-        let expected = Arc::new(Mutex::new(vec![0; SIZE as usize]));
-        for page in 0..SIZE.div_ceil(PAGE) {
+        let expected = Arc::new(Mutex::new(vec![0; size as usize]));
+        for page in 0..size.div_ceil(PAGE) {
             if !dice.one_in(5) {
-                let len = PAGE.min(SIZE - page * PAGE) as usize;
+                let len = PAGE.min(size - page * PAGE) as usize;
                 let bytes = pattern(dice, len);
                 origin.poke(page * PAGE, &bytes);
                 expected.lock().unwrap()[(page * PAGE) as usize..][..len].copy_from_slice(&bytes);
@@ -93,13 +110,20 @@ impl CowVolume {
             Box::new(ground),
             clock,
             CopyOptions {
-                // No deadline passes because the machine stands still.
+                unit: CopyUnit::new(unit).unwrap(),
+                // No deadline passes because the machine stands still, and no sync seems long because it is slow.
                 window_max: Duration::from_secs(3600),
+                ready_max: Duration::from_secs(3600),
+                sync_ahead_enough: Duration::MAX,
                 ..CopyOptions::default()
             },
         );
         Self {
             live: live.unwrap(),
+            unit,
+            size,
+            writes: [1, 4, 10][dice.roll(3) as usize],
+            intrusions: [400, 40, 4][dice.roll(3) as usize],
             origin,
             expected,
             in_flight: Mutex::default(),
@@ -107,21 +131,32 @@ impl CowVolume {
             freezing: AtomicBool::new(false),
             intruders: AtomicU32::new(0),
             standing,
-            last: Mutex::new(None),
+            images: Mutex::default(),
+        }
+    }
+
+    /// Where something is done: as often as not where somebody reads at this moment.
+    fn somewhere(&self, world: &World) -> u64 {
+        let dice = &world.dice;
+        if dice.one_in(2)
+            && let Some(range) = world.wire.asked_for(dice)
+        {
+            return range.start() + dice.roll(range.len());
+        }
+        match dice.roll(3) {
+            0 => dice.roll(self.size),
+            1 => dice.roll(self.size.div_ceil(PAGE)) * PAGE,
+            _ => (dice.roll(self.size.div_ceil(self.unit)) * self.unit).saturating_sub(dice.roll(3)),
         }
     }
 
     fn write(&self, world: &World) -> bool {
         let dice = &world.dice;
-        let offset = match dice.roll(3) {
-            0 => dice.roll(SIZE),
-            1 => dice.roll(SIZE.div_ceil(PAGE)) * PAGE,
-            _ => (dice.roll(4) * COPY_UNIT).saturating_sub(dice.roll(3)),
-        };
-        let longest = [16, PAGE, COPY_UNIT, 2 * COPY_UNIT][dice.roll(4) as usize];
-        let len = (1 + dice.roll(longest)).min(SIZE - offset);
+        let offset = self.somewhere(world);
+        let longest = [16, PAGE, self.unit, 2 * self.unit][dice.roll(4) as usize];
+        let len = (1 + dice.roll(longest)).min(self.size - offset);
         let range = ByteRange::new(offset, len).unwrap();
-        let units = range.align_outward(COPY_UNIT).unwrap();
+        let units = range.align_outward(self.unit).unwrap();
         {
             let mut in_flight = self.in_flight.lock().unwrap();
             // Another writer of the unit would wait for the one that is called from here.
@@ -160,11 +195,11 @@ impl CowVolume {
         world.note("an intruder comes", 0);
         *self.standing.lock().unwrap() = Standing::ContentLost("an intruder".into());
         self.intruders.fetch_add(1, Ordering::Relaxed);
-        if let Some(frozen) = &*self.last.lock().unwrap() {
+        for frozen in &*self.images.lock().unwrap() {
             frozen.ended.store(true, Ordering::Relaxed);
         }
         world.turn();
-        let page = world.dice.roll(SIZE / PAGE) * PAGE;
+        let page = self.somewhere(world).min(self.size - ODD_END - 1) / PAGE * PAGE;
         let bytes = vec![0x0E; PAGE as usize];
         self.origin.poke(page, &bytes);
         self.expected.lock().unwrap()[page as usize..][..bytes.len()].copy_from_slice(&bytes);
@@ -182,9 +217,12 @@ fn pattern(dice: &Dice, len: usize) -> Vec<u8> {
 
 impl Volume for CowVolume {
     fn act(&self, world: &World) -> bool {
-        let frozen = self.last.lock().unwrap().is_some();
+        let frozen = !self.images.lock().unwrap().is_empty();
         match world.dice.roll(40) {
-            0 if frozen && world.dice.one_in(40) && self.in_flight.lock().unwrap().is_empty() => {
+            0 if frozen
+                && world.dice.one_in(self.intrusions)
+                && self.in_flight.lock().unwrap().is_empty() =>
+            {
                 self.intrude(world)
             }
             1 if frozen && world.dice.one_in(20) => {
@@ -193,9 +231,9 @@ impl Volume for CowVolume {
                     *standing = Standing::MappingLost("somebody looked".into());
                 }
             }
-            0..8 => return self.write(world),
-            8..36 => return false,
-            _ => self.origin.write_back_one(world.dice.roll(1 << 20)),
+            turn if turn < self.writes => return self.write(world),
+            36..40 => self.origin.write_back_one(world.dice.roll(1 << 20)),
+            _ => return false,
         }
         true
     }
@@ -214,11 +252,22 @@ impl Volume for CowVolume {
         {
             return None;
         }
-        // Writers go on while most of what is dirty is synced ahead: until the first sync ends.
+        // Writers go on while most of what is dirty is synced ahead: until the first sync has ended, and a little longer.
         self.origin.at_the_next_sync(&self.gate_held);
-        let earlier = self.last.lock().unwrap().take();
-        if let Some(earlier) = earlier {
+        // A guard that was lost is good again when no earlier image stands.
+        let is_good = *self.standing.lock().unwrap() == Standing::Good;
+        let mut images = std::mem::take(&mut *self.images.lock().unwrap());
+        let kept = if is_good {
+            world.dice.roll(IMAGES_MAX as u64) as usize
+        } else {
+            0
+        };
+        let thawed = images.len().saturating_sub(kept);
+        // Nobody can connect to the earlier ones any more.
+        for earlier in &images {
             earlier.ended.store(true, Ordering::Relaxed);
+        }
+        for earlier in images.drain(..thawed) {
             world.note("thaw", 0);
             earlier.image.thaw();
         }
@@ -226,7 +275,7 @@ impl Volume for CowVolume {
         self.freezing.store(true, Ordering::Relaxed);
         let image = self.live.freeze().unwrap();
         self.freezing.store(false, Ordering::Relaxed);
-        let mut live = vec![0; SIZE as usize];
+        let mut live = vec![0; self.size as usize];
         self.origin.peek(0, &mut live);
         let bytes = self.expected.lock().unwrap().clone();
         assert!(live == bytes, "the origin holds what was written to it");
@@ -235,7 +284,8 @@ impl Volume for CowVolume {
             bytes: Arc::new(bytes),
             ended: Arc::new(AtomicBool::new(false)),
         };
-        *self.last.lock().unwrap() = Some(frozen.clone());
+        images.push(frozen.clone());
+        *self.images.lock().unwrap() = images;
         self.gate_held.store(false, Ordering::Relaxed);
         Some(frozen)
     }

@@ -17,6 +17,17 @@ pub(crate) const PAGE: u64 = 4096;
 
 type Page = Box<[u8]>;
 
+/// What a medium does not do, though it says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Flaw {
+    #[default]
+    None,
+    /// What is written through stays in the cache.
+    KeepsWhatIsWrittenThrough,
+    /// Nothing is synced.
+    SyncsNothing,
+}
+
 #[derive(Clone)]
 pub(crate) struct Medium(Arc<Inner>);
 
@@ -25,21 +36,24 @@ struct Inner {
     disk: Arc<Disk>,
     layout: Layout,
     size: u64,
+    flaw: Flaw,
     /// Dirty pages.
     cache: Mutex<BTreeMap<u64, Page>>,
-    /// Pages that are allocated and were never written: they read as zeroes, whatever is on the disk.
+    /// Pages that were never written back: they read as zeroes, whatever is on the disk, and so does the map tell of them even where something
+    /// else is in the cache.
     unwritten: Mutex<BTreeSet<u64>>,
     /// Set when the next sync ends: from then on nobody writes.
     gate: Mutex<Option<Arc<AtomicBool>>>,
 }
 
 impl Medium {
-    pub(crate) fn new(world: Weak<World>, disk: Arc<Disk>, layout: Layout, size: u64) -> Self {
+    pub(crate) fn new(world: Weak<World>, disk: Arc<Disk>, layout: Layout, size: u64, flaw: Flaw) -> Self {
         Self(Arc::new(Inner {
             world,
             disk,
             layout,
             size,
+            flaw,
             cache: Mutex::default(),
             unwritten: Mutex::new((0..size.div_ceil(PAGE)).collect()),
             gate: Mutex::default(),
@@ -63,6 +77,13 @@ impl Medium {
     fn turn(&self) {
         if let Some(world) = self.0.world.upgrade() {
             world.turn();
+        }
+    }
+
+    /// Lets others act for longer.
+    fn linger(&self) {
+        if let Some(world) = self.0.world.upgrade() {
+            world.linger();
         }
     }
 
@@ -96,6 +117,7 @@ impl Medium {
     fn write_back(&self, page: u64) {
         let mut cache = self.0.cache.lock().unwrap();
         if let Some(bytes) = cache.remove(&page) {
+            self.0.unwritten.lock().unwrap().remove(&page);
             self.0.disk.write(self.0.layout.place(page * PAGE), &bytes);
         }
     }
@@ -122,7 +144,6 @@ impl Medium {
             let mut bytes = vec![0; PAGE as usize];
             self.peek(page * PAGE, &mut bytes);
             bytes[within].copy_from_slice(&data[part]);
-            self.0.unwritten.lock().unwrap().remove(&page);
             self.0.cache.lock().unwrap().insert(page, bytes.into());
         });
     }
@@ -173,10 +194,14 @@ impl Backing for Medium {
     }
 
     fn write_through_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        // Nothing is copied yet: who can see the place by now is given the time to.
+        self.linger();
         self.halves(data.len(), |half| {
             let at = offset + half.start as u64;
             self.poke(at, &data[half.clone()]);
-            each_page(at, half.len(), |page, _, _| self.write_back(page));
+            if self.0.flaw != Flaw::KeepsWhatIsWrittenThrough {
+                each_page(at, half.len(), |page, _, _| self.write_back(page));
+            }
         });
         Ok(())
     }
@@ -198,11 +223,15 @@ impl Backing for Medium {
     fn sync_data(&self) -> io::Result<()> {
         self.turn();
         let dirty: Vec<u64> = self.0.cache.lock().unwrap().keys().copied().collect();
-        for page in dirty {
-            self.write_back(page);
+        if self.0.flaw != Flaw::SyncsNothing {
+            for page in dirty {
+                self.write_back(page);
+            }
         }
         self.turn();
         if let Some(gate) = self.0.gate.lock().unwrap().take() {
+            // Between the syncs ahead and the gate nothing is called: whoever writes then, writes now.
+            self.linger();
             gate.store(true, Ordering::Relaxed);
         }
         Ok(())

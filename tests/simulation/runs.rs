@@ -9,6 +9,7 @@ use proxy_client::pipeline::random_below;
 
 use crate::cow::{self, CowVolume};
 use crate::dice::Dice;
+use crate::medium::Flaw;
 use crate::moved::{self, MovedVolume};
 use crate::snapshot::{self, SnapshotVolume};
 use crate::world::{Counts, World};
@@ -26,14 +27,25 @@ enum Kind {
     Moved,
     /// A snapshot whose host makes a mistake.
     TrustedStatus,
+    /// Copy-before-write on a copy area that is told to write through, and does so later.
+    LateCopy,
+    /// Copy-before-write on an origin that is told to sync, and does so later.
+    LateSync,
 }
 
 const KINDS: [Kind; 3] = [Kind::Cow, Kind::Snapshot, Kind::Moved];
 
 fn world(kind: Kind, seed: u64) -> Arc<World> {
     let dice = Dice::new(!seed);
+    let cow = |flaws| {
+        World::new(seed, cow::disks(&dice), |weak, dice, disks| {
+            CowVolume::new(weak, dice, disks, flaws)
+        })
+    };
     match kind {
-        Kind::Cow => World::new(seed, cow::disks(&dice), CowVolume::new),
+        Kind::Cow => cow([Flaw::None; 2]),
+        Kind::LateCopy => cow([Flaw::None, Flaw::KeepsWhatIsWrittenThrough]),
+        Kind::LateSync => cow([Flaw::SyncsNothing, Flaw::None]),
         Kind::Snapshot | Kind::TrustedStatus => {
             World::new(seed, snapshot::disks(&dice), |weak, dice, disks| {
                 SnapshotVolume::new(weak, dice, disks, kind == Kind::TrustedStatus)
@@ -105,20 +117,37 @@ fn no_stale_byte_is_ever_committed_whatever_the_order() {
     assert!(seconds < 120 || steps >= STEPS_MIN, "only {steps} steps");
 }
 
-/// The simulation would see it: a host that takes the number in the live status for the length of the log that it read.
-#[test]
-fn a_generation_from_the_live_status_is_found_out() {
-    let found = (0..20_000).find(|&seed| {
-        let world = world(Kind::TrustedStatus, seed);
+/// The simulation would see it, within so many worlds.
+fn assert_found_out(kind: Kind, worlds: u64) {
+    let found = (0..worlds).find(|&seed| {
+        let world = world(kind, seed);
         catch_unwind(AssertUnwindSafe(|| world.run())).is_err()
     });
-    println!("found with seed {found:?}");
+    println!("{kind:?}: found with seed {found:?}");
     assert!(found.is_some());
+}
+
+/// A host that takes the number in the live status for the length of the log that it read.
+#[test]
+fn a_generation_from_the_live_status_is_found_out() {
+    assert_found_out(Kind::TrustedStatus, 20_000);
+}
+
+/// A place is told before the old bytes are on the device (law H1).
+#[test]
+fn a_copy_that_is_on_the_device_too_late_is_found_out() {
+    assert_found_out(Kind::LateCopy, 2000);
+}
+
+/// Places are told of what the freeze left in the cache (law H1).
+#[test]
+fn a_sync_that_leaves_something_in_the_cache_is_found_out() {
+    assert_found_out(Kind::LateSync, 2000);
 }
 
 #[test]
 fn a_seed_repeats_a_world() {
-    for seed in 0..6 {
+    for seed in 0..60 {
         let once = run(kind_of(seed), seed, false);
         let again = run(kind_of(seed), seed, false);
         assert_eq!(format!("{once:?}"), format!("{again:?}"));

@@ -159,6 +159,15 @@ impl Wire {
         dice.pick(&found).copied()
     }
 
+    /// A range that somebody waits for an answer about, if anybody does.
+    pub(crate) fn asked_for(&self, dice: &Dice) -> Option<ByteRange> {
+        let number = self.pick(dice, |state| !matches!(state, State::Arrived(_)))?;
+        let inner = self.inner();
+        Some(match inner.messages.get(&number)?.request {
+            Request::Map(range) | Request::Generations(range) | Request::Read(range) => range,
+        })
+    }
+
     /// The host takes up a request that has come, and answers it. Others act while it does.
     pub(crate) fn handle_one(&self, dice: &Dice) -> bool {
         let Some(number) = self.pick(dice, |state| matches!(state, State::Sent)) else {

@@ -14,6 +14,10 @@ use crate::wire::Wire;
 
 /// Calls within calls: a writer in the midst of a read of the host, another in the midst of that one.
 const DEPTH_MAX: u32 = 3;
+/// Steps of others in a long turn at most: enough for a proxy to ask, be answered and read.
+const LONG_TURN: u64 = 60;
+/// Bytes of a read in the host at most.
+const READ_MAX: u64 = 3 << 14;
 /// Steps after which nobody writes, moves or drops any more, so that what is under way comes to its end.
 const LIVELY_STEPS: u64 = 6000;
 /// Steps after which something hangs.
@@ -60,6 +64,7 @@ pub(crate) struct Counts {
     pub(crate) batches: u64,
     pub(crate) direct: u64,
     pub(crate) nbd: u64,
+    pub(crate) host: u64,
     pub(crate) moved: u64,
     pub(crate) remapped: u64,
 }
@@ -73,6 +78,7 @@ impl Counts {
         self.batches += other.batches;
         self.direct += other.direct;
         self.nbd += other.nbd;
+        self.host += other.host;
         self.moved += other.moved;
         self.remapped += other.remapped;
     }
@@ -95,6 +101,8 @@ pub(crate) struct World {
     pace: u64,
     /// One in so many steps a connection drops.
     drops: u64,
+    /// One in so many steps something greater happens.
+    changes: u64,
 }
 
 impl World {
@@ -107,6 +115,7 @@ impl World {
         let dice = Dice::new(seed);
         let disks: Vec<Arc<Disk>> = disks.into_iter().map(Arc::new).collect();
         let (pace, drops) = (1 + dice.roll(6), [60, 400, 100_000][dice.roll(3) as usize]);
+        let changes = [1500, 1500, 200][dice.roll(3) as usize];
         Arc::new_cyclic(|weak| {
             let volume = make(weak, &dice, &disks);
             Self {
@@ -124,6 +133,7 @@ impl World {
                 events: Mutex::default(),
                 pace,
                 drops,
+                changes,
             }
         })
     }
@@ -166,13 +176,20 @@ impl World {
         if self.depth() > DEPTH_MAX || !self.dice.one_in(self.pace) {
             return;
         }
-        self.depth.fetch_add(1, Ordering::Relaxed);
         // Now and then long enough for a proxy to ask, be answered and read.
-        let longest = if self.depth() == 1 && self.dice.one_in(8) {
-            60
-        } else {
-            3
-        };
+        let is_long = self.depth() == 0 && self.dice.one_in(8);
+        self.others(if is_long { LONG_TURN } else { 3 });
+    }
+
+    /// The same, where what others do matters most: now and then for long, whoever has let others act before.
+    pub(crate) fn linger(&self) {
+        if self.depth() <= DEPTH_MAX && self.dice.one_in(4) {
+            self.others(LONG_TURN);
+        }
+    }
+
+    fn others(&self, longest: u64) {
+        self.depth.fetch_add(1, Ordering::Relaxed);
         for _ in 0..=self.dice.roll(longest) {
             self.step();
         }
@@ -210,14 +227,37 @@ impl World {
                     self.poll();
                 }
             }
-            _ => {
+            15..19 => {
                 if self.reads.progress_one(&self.dice) {
                     self.poll();
                 }
             }
+            _ => self.read_in_the_host(),
         }
-        if lively && self.dice.one_in(1500) {
+        if lively && self.dice.one_in(self.changes) {
             self.change();
+        }
+    }
+
+    /// Somebody in the host reads a frozen image, and not through its export, which has a check of its own (law H5).
+    fn read_in_the_host(&self) {
+        let Some(frozen) = self.frozen.lock().unwrap().clone() else {
+            return;
+        };
+        let size = frozen.bytes.len() as u64;
+        let start = self.dice.roll(size);
+        let len = 1 + self.dice.roll((size - start).min(READ_MAX));
+        let mut bytes = vec![0; len as usize];
+        match frozen.image.read_at(start, &mut bytes) {
+            Ok(()) => {
+                let expected = &frozen.bytes[start as usize..][..bytes.len()];
+                assert!(bytes == expected, "a stale byte is read in the host at {start}");
+                self.count(|counts| counts.host += len);
+            }
+            Err(_) => assert!(
+                self.may_be_gone(&frozen),
+                "a read in the host fails for no reason"
+            ),
         }
     }
 

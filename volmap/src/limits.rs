@@ -61,6 +61,11 @@ pub const SYNC_AHEAD_ROUNDS: u32 = 5;
 /// A sync this short is one that writers can wait for.
 pub const SYNC_AHEAD_ENOUGH: Duration = Duration::from_millis(20);
 
+/// Longest time for which a freeze waits until an origin is synced ahead, and then until its copy area is settled, while writers go on. A disk
+/// that hangs is no worse than a slow one until then: it is when Linux begins to report hung tasks, and what was slow goes on and is done when
+/// the next freeze comes.
+pub const READY_MAX: Duration = Duration::from_secs(120);
+
 /// Bytes at either end of a file or device that are looked at before it becomes a copy area or a tag: what is not zero there
 /// belongs to somebody. A MiB holds the marks of file systems (btrfs: at 64 KiB), volume managers and partition tables.
 pub const FOREIGN_DATA_PROBE: u64 = 1024 * 1024;

@@ -302,14 +302,17 @@ impl Source for OriginSource {
     }
 
     fn freeze(&self, around: &mut Around<'_>) -> Result<Arc<dyn FrozenImage>, Error> {
-        around.before()?;
-        let image = self.origin.freeze().map_err(|why| {
+        let failed = |why| {
             let kind = match why {
-                CowError::Busy | CowError::AnotherFreeze(_) => ErrorKind::Busy,
+                CowError::Busy | CowError::AnotherFreeze(_) | CowError::NotReady(_) => ErrorKind::Busy,
                 _ => ErrorKind::Freeze,
             };
             Error::caused(kind, self.path.display().to_string(), why)
-        })?;
+        };
+        // Before a hook stops anything, and before other freezes wait for its end: a disk that hangs is found out here.
+        self.origin.make_ready().map_err(failed)?;
+        around.before()?;
+        let image = self.origin.freeze().map_err(failed)?;
         if let Err(error) = around.after(&[image.description().uuid]) {
             image.thaw();
             return Err(error);

@@ -86,7 +86,7 @@ impl VolumeSet {
             };
             let kind = match why {
                 FreezeError::Origin {
-                    source: CowError::Busy | CowError::AnotherFreeze(_),
+                    source: CowError::Busy | CowError::AnotherFreeze(_) | CowError::NotReady(_),
                     ..
                 } => ErrorKind::Busy,
                 _ => ErrorKind::Freeze,

@@ -167,6 +167,15 @@ pub struct World {
     place: Place,
 }
 
+/// No deadline passes because the machine stands still.
+fn usual() -> CopyOptions {
+    CopyOptions {
+        window_max: Duration::from_secs(600),
+        ready_max: Duration::from_secs(600),
+        ..CopyOptions::default()
+    }
+}
+
 impl World {
     /// Serves an origin of `size` bytes, whose copy area takes `copies` units. When it is full, frozen images end.
     pub fn open(stage: Stage, size: u64, copies: u64) -> Self {
@@ -175,21 +184,32 @@ impl World {
 
     /// The same with a choice of what is done when the copy area is full.
     pub fn open_with(stage: Stage, size: u64, copies: u64, on_full: OnFull) -> Self {
-        Self::serve(Place::new(stage), size, copies, on_full)
+        let options = CopyOptions { on_full, ..usual() };
+        Self::serve(Place::new(stage), size, copies, options)
+    }
+
+    /// The same, where freezes get ready for so long at most, and hold writers for as long.
+    pub fn open_hurried(stage: Stage, size: u64, copies: u64, within: Duration) -> Self {
+        let options = CopyOptions {
+            window_max: within,
+            ready_max: within,
+            ..usual()
+        };
+        Self::serve(Place::new(stage), size, copies, options)
     }
 
     /// Serves the files `origin` and `copies` of a directory, each as a disk, on the socket `nbd.sock` there.
     pub fn at(directory: &Path, size: u64, copies: u64) -> Self {
-        Self::serve(Place::Given(directory.to_owned()), size, copies, OnFull::Break)
+        Self::serve(Place::Given(directory.to_owned()), size, copies, usual())
     }
 
-    fn serve(place: Place, size: u64, copies: u64, on_full: OnFull) -> Self {
+    fn serve(place: Place, size: u64, copies: u64, options: CopyOptions) -> Self {
         let ([origin, copy_area], first) = place.make(size);
         let layers = Arc::new(Layers::new(place.luns()).unwrap());
         let spec = CopyAreaSpec {
             path: copy_area,
             size: Some(COPY_AREA_HEADER + copies * COPY_UNIT),
-            on_full,
+            on_full: options.on_full,
         };
         let storage = Storage::open(&origin, &spec, layers).unwrap();
         let hooks = Hooks::default();
@@ -199,12 +219,7 @@ impl World {
             hooked(storage.copy_area, Side::CopyArea),
             storage.ground,
             Arc::new(GenerationClock::start().unwrap()),
-            CopyOptions {
-                on_full,
-                // No deadline passes because the machine stands still.
-                window_max: Duration::from_secs(600),
-                ..CopyOptions::default()
-            },
+            options,
         )
         .unwrap();
         let host = Arc::new(Host::new());

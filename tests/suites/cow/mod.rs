@@ -7,6 +7,7 @@ mod at_copies;
 mod at_reads;
 mod crash;
 mod endings;
+mod hanging;
 mod holding;
 mod killed;
 mod programs;

@@ -49,6 +49,13 @@ pub enum CowError {
         .0.as_secs()
     )]
     AnotherFreeze(Duration),
+    /// What comes before writers are held did not end.
+    #[error(
+        "getting the origin and its copy area ready had not come to its end after {} s: the storage of one of them is slow, or hangs. No writer \
+         was held. It goes on by itself: see to the storage, and freeze again",
+        .0.as_secs()
+    )]
+    NotReady(Duration),
     /// Writes that were under way did not end.
     #[error(
         "writes to the origin that were under way had not ended after {} s: its storage is slow, or hangs",
@@ -56,7 +63,11 @@ pub enum CowError {
     )]
     NotStill(Duration),
     /// The deadline passed, and writers went on.
-    #[error("writers are held for {} s at most, and went on before all was frozen", .0.as_secs())]
+    #[error(
+        "writers are held for {} s at most, and went on before all was frozen: storage that it takes is slow, or hangs. Nothing is left of it: \
+         see to the storage, and freeze again",
+        .0.as_secs()
+    )]
     HeldTooLong(Duration),
     /// The witness was lost while the origin was frozen.
     #[error("the freeze did not hold: {0}")]

@@ -89,19 +89,27 @@ impl FileGround {
 }
 
 impl Ground for FileGround {
-    fn survey(&self, alone: bool) -> Result<Survey, CowError> {
-        // Held from before the map: what happens from here on is noticed. What was lost while frozen images stand stays lost, as they
-        // have to notice it too.
-        let origin_was_open = alone && self.origin.renew_guard()?;
-        if alone && self.copy_area.renew_guard()? {
+    fn settle(&self) -> Result<(), CowError> {
+        if self.copy_area.renew_guard()? {
             self.unsettled.store(true, Ordering::SeqCst);
         }
-        if alone && self.unsettled.load(Ordering::SeqCst) {
+        if self.unsettled.load(Ordering::SeqCst) {
             // Old data goes where the map says only if every block stays where it is when it is written to. A clone of the copy
             // area that was made meanwhile (`cp` does) would have it moved.
             settle_again(&self.copy_area, COPY_UNIT)
                 .map_err(at(&self.copy_area.path, "writing it once all over again"))?;
             self.unsettled.store(false, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn survey(&self, alone: bool) -> Result<Survey, CowError> {
+        // Held from before the map: what happens from here on is noticed. What was lost while frozen images stand stays lost, as they
+        // have to notice it too.
+        let origin_was_open = alone && self.origin.renew_guard()?;
+        if alone {
+            // Nothing is left to do, as a rule: somebody would have come since it was settled ahead.
+            self.settle()?;
         }
         let mut graph = StoreGraph::new();
         let copy_area = self.map(&mut graph, &self.copy_area)?;

@@ -1,6 +1,5 @@
 //! Freezes and thaws of an origin, and what is known of the time between them.
 
-use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,9 +10,9 @@ use crate::cow::frozen::Frozen;
 use crate::cow::gate::ShutGates;
 use crate::cow::ground::Survey;
 use crate::cow::origin::Origin;
-use crate::cow::together::{HeldOrigins, OneFailed};
+use crate::cow::together::{HeldOrigins, OneFailed, make_all_ready};
 use crate::frozen::{ChangedMap, FrozenImage};
-use crate::limits::{FROZEN_IMAGES_MAX, SYNC_AHEAD_ENOUGH, SYNC_AHEAD_ROUNDS};
+use crate::limits::{FROZEN_IMAGES_MAX, SYNC_AHEAD_ROUNDS};
 use crate::storage::Standing;
 
 /// One freeze at a time surveys, until there is a frozen image or cannot be one: a gate that is opened at its deadline lets others freeze, and a
@@ -46,8 +45,8 @@ impl Origin {
     ///
     /// # Errors
     /// [`CowError::Busy`] with [`FROZEN_IMAGES_MAX`] frozen images, [`CowError::SyncFailed`] once a sync has failed,
-    /// [`CowError::AnotherFreeze`], [`CowError::NotStill`] and [`CowError::HeldTooLong`] where something hangs, and what the survey and the
-    /// storage say.
+    /// [`CowError::NotReady`], [`CowError::AnotherFreeze`], [`CowError::NotStill`] and [`CowError::HeldTooLong`] where something hangs, and what
+    /// the survey and the storage say.
     pub fn freeze(self: &Arc<Self>) -> Result<Arc<dyn FrozenImage>, CowError> {
         let freeze = || {
             let mut held = HeldOrigins::hold(std::slice::from_ref(self), self.options.window_max)?;
@@ -58,11 +57,17 @@ impl Origin {
         Ok(images.swap_remove(0))
     }
 
-    /// Looks whether it could be frozen, and has most of what is dirty written back while writers go on.
+    /// Looks whether it could be frozen, and does what takes long while writers go on: most of what is dirty is written back, and the
+    /// copy area is settled.
     ///
     /// # Errors
-    /// [`CowError::Busy`], [`CowError::SyncFailed`], and what the storage says.
-    pub fn make_ready(&self) -> Result<(), CowError> {
+    /// [`CowError::Busy`], [`CowError::SyncFailed`], [`CowError::NotReady`], and what the storage says.
+    pub fn make_ready(self: &Arc<Self>) -> Result<(), CowError> {
+        make_all_ready(std::slice::from_ref(self)).map_err(|failed| failed.why)
+    }
+
+    /// The same, for as long as it takes; what it waits for, it does not after that.
+    pub(super) fn make_ready_by(&self, until: Instant) -> Result<(), CowError> {
         let living = self.living();
         let standing = living.images.iter().filter(|image| !image.is_lost()).count();
         drop(living);
@@ -72,7 +77,22 @@ impl Origin {
         if let Some(reason) = self.write_back.failure() {
             return Err(CowError::SyncFailed(reason));
         }
-        self.sync_ahead()?;
+        self.sync_ahead(until)?;
+        self.settle_ahead()
+    }
+
+    /// Has the copy area settled where a survey would, while writers go on.
+    fn settle_ahead(&self) -> Result<(), CowError> {
+        // Nobody's frozen image begins meanwhile. Where another freeze goes on it has done that, and if not, the survey does.
+        let Some(_surveying) = self.surveys.begin(Instant::now()) else {
+            return Ok(());
+        };
+        // What a witness lost is known before it is renewed, to all that it vouched for.
+        let images = self.living().images.clone();
+        let standing = images.iter().filter(|image| image.confirm().is_ok()).count();
+        if standing == 0 {
+            self.ground.settle()?;
+        }
         Ok(())
     }
 
@@ -82,10 +102,10 @@ impl Origin {
         mut surveying: Surveying,
         gates: &ShutGates,
         nth: usize,
-        within: Duration,
+        (until, within): (Instant, Duration),
     ) -> Result<(), CowError> {
         let too_long = || CowError::HeldTooLong(within);
-        self.sync()?;
+        self.sync_begun_by(until).ok_or_else(too_long)??;
         let images = gates.behind(nth, |gate| gate.living.images.clone());
         // What a witness lost is known before it is renewed, to all that it vouched for.
         let images = images.ok_or_else(too_long)?;
@@ -138,11 +158,12 @@ impl Origin {
 
     /// Most of the dirty data goes out while writers go on: again and again, since each round leaves only what was written during
     /// it, and the last one is the window's.
-    fn sync_ahead(&self) -> io::Result<()> {
+    fn sync_ahead(&self, until: Instant) -> Result<(), CowError> {
         for _ in 0..SYNC_AHEAD_ROUNDS {
             let begun = Instant::now();
-            self.flush()?;
-            if begun.elapsed() < SYNC_AHEAD_ENOUGH {
+            self.sync_begun_by(until)
+                .ok_or(CowError::NotReady(self.options.ready_max))??;
+            if begun.elapsed() < self.options.sync_ahead_enough {
                 break;
             }
         }
@@ -159,10 +180,16 @@ impl Origin {
     }
 
     /// Ends `frozen`: first its answers and its hold on the copy area, so that writers who wait for room leave the gate alone;
-    /// then, when no write is in flight, its place here.
+    /// then, when no write is in flight, its place here. Where a write does not end, that place is empty from now on and goes with the next
+    /// freeze: nobody waits for a disk that hangs.
     pub(super) fn thaw(&self, frozen: &Frozen) {
         frozen.end("it was thawed");
-        self.gate.alone().remove(frozen);
+        match self.gate.alone(Instant::now() + self.options.window_max) {
+            Some(mut living) => living.remove(frozen),
+            None => {
+                tracing::warn!(frozen = %frozen.description.uuid, "thawed beside a write that does not end: the storage is slow, or hangs")
+            }
+        }
     }
 
     /// Whether what is written since the freeze of `frozen` is remembered.

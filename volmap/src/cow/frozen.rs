@@ -13,6 +13,7 @@ use crate::cow::slots::Slots;
 use crate::cow::unit::{CopyUnit, Slot, Unit};
 use crate::frozen::{Description, FrozenError, Stability, StatusExtent, Strength};
 use crate::generation::{Generation, GenerationClock};
+use crate::limits::COPY_AREA_HEADER;
 use crate::map::{Content, ContentMap};
 use crate::range::ByteRange;
 use crate::storage::Standing;
@@ -75,6 +76,15 @@ impl Frozen {
                 lost: None,
             }),
         }
+    }
+
+    /// Why what will be copied can be told no place on a disk, though the rest can. That no guard could be had was told when it was opened.
+    pub(super) fn why_copies_have_no_place(&self) -> Option<String> {
+        let copies = Place {
+            store: self.copy_area?,
+            offset: COPY_AREA_HEADER,
+        };
+        self.graph.resolve(copies, 1).opaque
     }
 
     // A panic of one thread leaves nothing half done under this lock: what it guards changes one step at a time.

@@ -22,9 +22,9 @@ impl Gate {
         self.0.read()
     }
 
-    /// Has it alone, for a moment.
-    pub(super) fn alone(&self) -> RwLockWriteGuard<'_, Living> {
-        self.0.write()
+    /// Has it alone, for a moment. `None`: writers that had passed were not done until then.
+    pub(super) fn alone(&self, until: Instant) -> Option<RwLockWriteGuard<'_, Living>> {
+        self.0.try_write_until(until)
     }
 
     /// Shuts it: new writers wait, and those that had passed are done. `None`: they were not until then, and it is open.

@@ -32,6 +32,15 @@ pub struct Survey {
 
 /// Finds out where origin and copy area lie.
 pub trait Ground: Send + Sync {
+    /// What takes long of a survey and can be done ahead of it: has every block of the copy area in its place. Called while writers go on and no
+    /// frozen image stands, nor begins meanwhile.
+    ///
+    /// # Errors
+    /// The freeze fails with it.
+    fn settle(&self) -> Result<(), CowError> {
+        Ok(())
+    }
+
     /// Called at each freeze, while no write is in flight and everything written is on the device.
     ///
     /// A guard that was lost may be taken anew only if `alone`, which is that no frozen image stands: an earlier survey's witness must

@@ -13,12 +13,14 @@
 //! * What is written between two freezes is marked behind the gate, before it is written.
 //! * Origins are frozen together only if all their gates were shut at one time, and a gate is opened by its deadline whatever hangs. What was
 //!   made behind a gate that is opened before the end is ended ahead of the first writer.
-//! * A freeze waits for another one before it holds any writer.
+//! * A freeze waits for another one before it holds any writer. What may hang is done on threads of its own: the freeze ends at its deadline, and
+//!   no more than two threads stay with an origin whose disks do not answer: one syncs it, one has its survey.
 //!
 //! The order of locks is surveys, gate, claims, the state of an image, slots; `preserve` says what each of them keeps.
 
 mod claims;
 mod copy_area;
+mod deadline;
 mod dirty;
 mod error;
 mod file_ground;

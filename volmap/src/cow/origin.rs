@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLockReadGuard;
 
@@ -19,7 +19,7 @@ use crate::cow::slots::{Fullness, Slots};
 use crate::cow::unit::CopyUnit;
 use crate::frozen::CopyAreaUse;
 use crate::generation::GenerationClock;
-use crate::limits::{COPY_AREA_HEADER, WINDOW_MAX};
+use crate::limits::{COPY_AREA_HEADER, READY_MAX, SYNC_AHEAD_ENOUGH, WINDOW_MAX};
 use crate::range::ByteRange;
 use crate::storage::{Backing, WriteBack};
 
@@ -32,6 +32,10 @@ pub struct CopyOptions {
     pub on_full: OnFull,
     /// For how long a freeze holds writers at most.
     pub window_max: Duration,
+    /// How long it may take to get ready ahead of that, while writers go on.
+    pub ready_max: Duration,
+    /// A sync ahead of a freeze that was this short is the last: one like it is what writers wait for.
+    pub sync_ahead_enough: Duration,
 }
 
 impl Default for CopyOptions {
@@ -40,6 +44,8 @@ impl Default for CopyOptions {
             unit: CopyUnit::default(),
             on_full: OnFull::default(),
             window_max: WINDOW_MAX,
+            ready_max: READY_MAX,
+            sync_ahead_enough: SYNC_AHEAD_ENOUGH,
         }
     }
 }
@@ -227,8 +233,13 @@ impl Origin {
         if fua { self.flush() } else { Ok(()) }
     }
 
-    pub(super) fn sync(&self) -> io::Result<()> {
+    fn sync(&self) -> io::Result<()> {
         self.write_back.sync(|| self.backing.sync_data())
+    }
+
+    /// The same for a freeze: it begins before that, or not at all (`None`).
+    pub(super) fn sync_begun_by(&self, until: Instant) -> Option<io::Result<()>> {
+        self.write_back.sync_begun_by(until, || self.backing.sync_data())
     }
 
     /// `None`: nothing to do.

@@ -10,8 +10,10 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::cow::deadline::each_by;
 use crate::cow::error::CowError;
 use crate::cow::freezing::Surveying;
+use crate::cow::frozen::Frozen;
 use crate::cow::gate::ShutGates;
 use crate::cow::image::CowImage;
 use crate::cow::origin::Origin;
@@ -33,9 +35,19 @@ pub struct HeldOrigins {
     surveying: Vec<Surveying>,
     pub(super) gates: Arc<ShutGates>,
     since: Instant,
+    until: Instant,
     within: Duration,
     /// Its end is the end of the watch.
     _watch: Option<Sender<()>>,
+}
+
+/// [`Origin::make_ready`] of all, side by side.
+pub(super) fn make_all_ready(origins: &[Arc<Origin>]) -> Result<(), OneFailed> {
+    let within = origins.iter().map(|origin| origin.options.ready_max).max();
+    let within = within.unwrap_or_default();
+    let until = Instant::now() + within;
+    let ready = move |origin: Arc<Origin>| origin.make_ready_by(until);
+    each_by(until, || CowError::NotReady(within), origins.to_vec(), ready).map(drop)
 }
 
 impl Drop for HeldOrigins {
@@ -45,16 +57,14 @@ impl Drop for HeldOrigins {
 }
 
 impl HeldOrigins {
-    /// Has most of what is dirty written back, and then holds the writers of all: new writes wait, and those in flight have ended at the
+    /// Makes all ready, and then holds the writers of all: new writes wait, and those in flight have ended at the
     /// return. After `within`, writers go on whatever else happens. As long at most it waits for other freezes, and no writer waits with it.
     ///
     /// # Errors
     /// [`CowError::AnotherFreeze`], [`CowError::NotStill`], [`CowError::Busy`], [`CowError::SyncFailed`] and what the storage says. No writer
     /// waits then.
     pub fn hold(origins: &[Arc<Origin>], within: Duration) -> Result<Self, OneFailed> {
-        each(origins.iter().collect(), |origin: &Arc<Origin>| {
-            origin.make_ready()
-        })?;
+        make_all_ready(origins)?;
         // Whoever else freezes some of them at this time comes to them in the same order.
         let mut order: Vec<usize> = (0..origins.len()).collect();
         order.sort_by_key(|&nth| Arc::as_ptr(&origins[nth]));
@@ -84,6 +94,7 @@ impl HeldOrigins {
             surveying,
             gates,
             since,
+            until,
             within,
             _watch: watch,
         })
@@ -94,16 +105,19 @@ impl HeldOrigins {
         self.since
     }
 
-    /// Makes the frozen images, which answer from now on; the writers still wait.
+    /// Makes the frozen images, which answer from now on; the writers still wait. It ends at the deadline, too: whoever is late has the survey of
+    /// its origin until it has come to its end, and nothing is left of what it makes.
     ///
     /// # Errors
     /// [`CowError::HeldTooLong`], and what surveys and the storage say.
     pub fn take(&mut self) -> Result<(), OneFailed> {
         let surveying = std::mem::take(&mut self.surveying);
-        let parts = self.origins.iter().zip(surveying).enumerate().collect();
-        each(parts, |(nth, (origin, surveying))| {
-            origin.take(surveying, &self.gates, nth, self.within)
-        })
+        let parts = self.origins.iter().cloned().zip(surveying).enumerate().collect();
+        let (gates, deadline) = (Arc::clone(&self.gates), (self.until, self.within));
+        let take = move |(nth, (origin, surveying)): (_, (Arc<Origin>, _))| {
+            origin.take(surveying, &gates, nth, deadline)
+        };
+        each_by(self.until, || CowError::HeldTooLong(self.within), parts, take).map(drop)
     }
 
     /// Lets writers go on, and gives the frozen images, all of the instant `at`, in the order in which the origins were given. They were
@@ -117,8 +131,12 @@ impl HeldOrigins {
             return Err(OneFailed { nth: 0, why });
         };
         let window = self.since.elapsed();
-        let image = |(frozen, origin): (_, &Arc<Origin>)| {
+        let image = |(frozen, origin): (Arc<Frozen>, &Arc<Origin>)| {
             origin.note_window(window);
+            if let Some(reason) = frozen.why_copies_have_no_place() {
+                let frozen = frozen.description.uuid;
+                tracing::warn!(%frozen, reason, "the copy area has no places: what is overwritten goes over NBD, until another freeze");
+            }
             let image = CowImage::new(frozen, Arc::clone(origin), at);
             tracing::info!(frozen = %image.description().uuid, ?window, "frozen");
             let image: Arc<dyn FrozenImage> = Arc::new(image);
@@ -152,33 +170,4 @@ fn watch(gates: Arc<ShutGates>, until: Instant) -> io::Result<Sender<()>> {
     };
     thread::Builder::new().spawn(watch)?;
     Ok(end)
-}
-
-/// To all at once: writers wait for the slowest of them, and not for their sum.
-fn each<T: Send>(all: Vec<T>, one: impl Fn(T) -> Result<(), CowError> + Sync) -> Result<(), OneFailed> {
-    let outcomes: Vec<Result<(), CowError>> = if all.len() == 1 {
-        all.into_iter().map(one).collect()
-    } else {
-        thread::scope(|scope| {
-            let one = &one;
-            let start = |item| thread::Builder::new().spawn_scoped(scope, move || one(item));
-            let threads: Vec<_> = all.into_iter().map(start).collect();
-            let end = |thread: io::Result<thread::ScopedJoinHandle<'_, _>>| match thread?.join() {
-                Ok(outcome) => outcome,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            threads.into_iter().map(end).collect()
-        })
-    };
-    let failed = |(nth, outcome): (usize, Result<(), CowError>)| {
-        Some(OneFailed {
-            nth,
-            why: outcome.err()?,
-        })
-    };
-    outcomes
-        .into_iter()
-        .enumerate()
-        .find_map(failed)
-        .map_or(Ok(()), Err)
 }

@@ -22,6 +22,8 @@ pub(crate) struct Bench {
     pub(super) standing: Arc<Mutex<Standing>>,
     /// Whether somebody else opened the origin; a survey renews the guard.
     pub(super) was_open: Arc<AtomicBool>,
+    /// Whether what the copy area lies on is not understood at the next survey.
+    pub(super) copies_are_opaque: Arc<AtomicBool>,
     pub(crate) hooks: Hooks,
 }
 
@@ -30,6 +32,7 @@ struct MemoryGround {
     origin: Memory,
     standing: Arc<Mutex<Standing>>,
     was_open: Arc<AtomicBool>,
+    copies_are_opaque: Arc<AtomicBool>,
     sizes: [u64; 2],
 }
 
@@ -42,6 +45,10 @@ impl Witness for Told {
 }
 
 impl Ground for MemoryGround {
+    fn settle(&self) -> Result<(), CowError> {
+        Ok(self.origin.around(Operation::Settle, 0, || {})?)
+    }
+
     fn survey(&self, alone: bool) -> Result<Survey, CowError> {
         assert!(
             !self.origin.is_dirty(),
@@ -56,16 +63,23 @@ impl Ground for MemoryGround {
         })?;
         let mut graph = StoreGraph::new();
         let [origin, copy_area] = ["origin", "copy"].map(|name| Identity::new("id", name).unwrap());
-        let [origin, copy_area] =
-            [(origin, self.sizes[0]), (copy_area, self.sizes[1])].map(|(identity, size)| {
-                graph.add(Store {
-                    kind: StoreKind::Disk,
-                    label: identity.to_string(),
-                    identity,
-                    size,
-                    below: Below::Disk,
-                })
-            });
+        let below_copies = match self.copies_are_opaque.load(Ordering::SeqCst) {
+            true => Below::Opaque("not in sync".into()),
+            false => Below::Disk,
+        };
+        let [origin, copy_area] = [
+            (origin, self.sizes[0], Below::Disk),
+            (copy_area, self.sizes[1], below_copies),
+        ]
+        .map(|(identity, size, below)| {
+            graph.add(Store {
+                kind: StoreKind::Disk,
+                label: identity.to_string(),
+                identity,
+                size,
+                below,
+            })
+        });
         Ok(Survey {
             graph,
             content: self.origin.content(),
@@ -87,6 +101,7 @@ pub(super) fn original(offset: u64) -> u8 {
 fn usual() -> CopyOptions {
     CopyOptions {
         window_max: Duration::from_secs(600),
+        ready_max: Duration::from_secs(600),
         ..CopyOptions::default()
     }
 }
@@ -124,6 +139,16 @@ impl Bench {
         Self::with(size, slots, &[ByteRange::new(0, size).unwrap()], options)
     }
 
+    /// The same, and get ready for so long at most.
+    pub(super) fn impatient(size: u64, slots: u64, within: Duration) -> Self {
+        let options = CopyOptions {
+            window_max: within,
+            ready_max: within,
+            ..usual()
+        };
+        Self::with(size, slots, &[ByteRange::new(0, size).unwrap()], options)
+    }
+
     fn with(size: u64, slots: u64, filled: &[ByteRange], options: CopyOptions) -> Self {
         let hooks = Hooks::default();
         let copy_size = COPY_AREA_HEADER + slots * options.unit.bytes();
@@ -135,10 +160,12 @@ impl Bench {
         }
         let standing = Arc::new(Mutex::new(Standing::Good));
         let was_open = Arc::new(AtomicBool::new(false));
+        let copies_are_opaque = Arc::new(AtomicBool::new(false));
         let ground = MemoryGround {
             origin: origin.clone(),
             standing: Arc::clone(&standing),
             was_open: Arc::clone(&was_open),
+            copies_are_opaque: Arc::clone(&copies_are_opaque),
             sizes: [size, copy_size],
         };
         let clock = Arc::new(GenerationClock::start().unwrap());
@@ -150,6 +177,7 @@ impl Bench {
             copy_area,
             standing,
             was_open,
+            copies_are_opaque,
             hooks,
         }
     }

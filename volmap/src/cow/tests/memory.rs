@@ -26,6 +26,8 @@ pub(crate) enum Operation {
     Sync,
     /// Of the ground of an origin.
     Survey,
+    /// Of the ground of an origin, ahead of a survey.
+    Settle,
 }
 
 /// A moment at which the hook is called.
@@ -120,7 +122,7 @@ impl Memory {
         match operation {
             Operation::Write | Operation::Punch => self.dirty.store(true, Ordering::SeqCst),
             Operation::Sync => self.dirty.store(false, Ordering::SeqCst),
-            Operation::Read | Operation::WriteThrough | Operation::Survey => {}
+            Operation::Read | Operation::WriteThrough | Operation::Survey | Operation::Settle => {}
         }
         self.hooks.call(moment(true))
     }

@@ -8,6 +8,7 @@ pub(crate) mod bench;
 mod cost;
 mod durability;
 mod files;
+mod hanging;
 mod holding;
 mod lineage;
 pub(crate) mod memory;

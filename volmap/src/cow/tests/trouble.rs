@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::cow::tests::bench::{Bench, read_all};
 use crate::cow::tests::memory::{Operation, Side};
 use crate::cow::{CopyOptions, CowError, Origin, OutOfBounds};
-use crate::frozen::{FrozenError, FrozenImage, Stability};
+use crate::frozen::{FrozenError, FrozenImage, Stability, StatusExtent};
 use crate::limits::{COPY_UNIT, FROZEN_IMAGES_MAX};
 use crate::map::Content;
 use crate::range::ByteRange;
@@ -26,6 +26,32 @@ fn is_gone(image: &dyn FrozenImage) -> bool {
             )
     );
     gone[0]
+}
+
+/// What became of the copy area since the freeze is nothing to an image that stands; the next one has its places.
+#[test]
+fn copies_that_have_no_place_at_the_freeze_get_none_later_and_it_is_told_why() {
+    let bench = Bench::full(4 * COPY_UNIT, 8);
+    bench.copies_are_opaque.store(true, Ordering::SeqCst);
+    let bytes = bench.snapshot();
+    let image = bench.live.freeze().unwrap();
+    let why = |nth: usize| bench.live.living().images[nth].why_copies_have_no_place();
+    assert_eq!(why(0).as_deref(), Some("not in sync"));
+    bench.copies_are_opaque.store(false, Ordering::SeqCst);
+    bench.live.write_at(0, &[1; 512], false).unwrap();
+    let direct = |image: &dyn FrozenImage| -> Vec<bool> {
+        let whole = ByteRange::new(0, image.size()).unwrap();
+        let status = image.status(whole, usize::MAX).unwrap();
+        let disk = |extent: &StatusExtent| status.graph.resolve(extent.place.unwrap(), 1).disk();
+        (status.extents.iter())
+            .map(|extent| disk(extent).is_some())
+            .collect()
+    };
+    assert_eq!(direct(&*image), [false, true], "what was copied, and all else");
+    assert!(read_all(&*image).unwrap() == bytes);
+    let next = bench.live.freeze().unwrap();
+    bench.live.write_at(0, &[2; 512], false).unwrap();
+    assert_eq!((why(1), direct(&*next)), (None, vec![true, true]));
 }
 
 #[test]
