@@ -246,7 +246,11 @@ fn an_agent_that_is_killed_at_any_moment_leaves_nothing_that_cleanup_does_not_fi
                 break;
             }
             left_behind += usize::from(ground.clones() > 0);
-            ground.cleanup(&["--yes"]);
+            // What the agent was starting at that moment has its lock, too, until it runs its own code.
+            let begun = Instant::now();
+            while ground.clones() > 0 && begun.elapsed() < Duration::from_secs(30) {
+                ground.cleanup(&["--yes"]);
+            }
             if ground.clones() > 0 {
                 break;
             }
