@@ -46,16 +46,30 @@ pub fn no_loop_devices() -> Option<&'static str> {
 
 /// Why guests cannot be booted, if so.
 pub fn no_guests() -> Option<&'static str> {
+    if is_root() && !has("linux.uml") {
+        Some("linux.uml is not installed")
+    } else {
+        no_network_for_guests()
+    }
+}
+
+/// Why guests cannot be booted in QEMU, if so.
+pub fn no_qemu_guests() -> Option<&'static str> {
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/rig/qemu/accelerator");
+    if is_root() && !has("qemu-system-x86_64") {
+        Some("qemu-system-x86_64 is not installed")
+    } else if is_root() && !made.exists() {
+        Some("there is no kernel in target/rig/qemu, which tests/rig/kernel makes")
+    } else {
+        no_network_for_guests()
+    }
+}
+
+fn no_network_for_guests() -> Option<&'static str> {
+    let tun = || File::options().read(true).write(true).open("/dev/net/tun");
     if !is_root() {
         Some("needs root for guests and their network")
-    } else if !has("linux.uml") {
-        Some("linux.uml is not installed")
-    } else if File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .is_err()
-    {
+    } else if tun().is_err() {
         Some("no /dev/net/tun for the network of guests")
     } else {
         None
@@ -71,6 +85,18 @@ macro_rules! needs_guests {
             return;
         }
         $crate::needs!("ip", "cc", "insmod" $(, $program)*);
+    };
+}
+
+/// Returns from the test, noting a skip, unless guests can be booted in QEMU, and the named programs are there.
+#[macro_export]
+macro_rules! needs_qemu_guests {
+    ($($program:literal),*) => {
+        if let Some(why) = $crate::skip::no_qemu_guests() {
+            $crate::skip::skip($crate::test_name!(), why);
+            return;
+        }
+        $crate::needs!("ip" $(, $program)*);
     };
 }
 

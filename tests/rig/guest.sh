@@ -4,6 +4,8 @@
 #   rig.script=PATH          runs a script and ends
 #   neither                  a shell on the console, and ends after it
 #   rig.deadline=SECONDS     the guest ends then in any case
+#   rig.modules=NAME,NAME    more kernel modules
+#   rig.interface=NAME       its network card, where that is not vec0
 export PATH=/run/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=${TERM:-linux}
 # There is no udev here: the device-mapper's users make their device nodes themselves.
 export DM_DISABLE_UDEV=1 LVM_SUPPRESS_FD_WARNINGS=1
@@ -40,8 +42,8 @@ global {
 CONF
 ip link set lo up
 if [ -n "$rig_address" ]; then
-    ip address add "$rig_address/24" dev vec0
-    ip link set vec0 up
+    ip address add "$rig_address/24" dev "${rig_interface:-vec0}"
+    ip link set "${rig_interface:-vec0}" up
 fi
 
 # Each line of the control connection is the number of a script /run/share/NUMBER.sh. It runs with a connection of its own as

@@ -26,11 +26,16 @@ fn namesakes(system: &System, device: DeviceNumber) -> Vec<DeviceNumber> {
     others
 }
 
+/// Size and block size: all paths to a disk have the same.
+fn geometry(system: &System, device: DeviceNumber) -> [Option<String>; 2] {
+    ["size", "queue/logical_block_size"].map(|name| system.attribute(device, name))
+}
+
 /// Other paths to the disk of this one, as far as names and sizes tell.
 pub(super) fn of(system: &System, device: DeviceNumber) -> Vec<DeviceNumber> {
-    let size = system.attribute(device, "size");
+    let own = geometry(system, device);
     let mut others = namesakes(system, device);
-    others.retain(|other| system.attribute(*other, "size") == size);
+    others.retain(|other| geometry(system, *other) == own);
     others
 }
 
@@ -72,18 +77,18 @@ pub(super) fn find(system: &System, family: &Family<'_>) -> Vec<Finding> {
     if strangers.is_empty() {
         return Vec::new();
     }
-    let size = system.attribute(lun, "size");
+    let own = geometry(system, lun);
     let listed: Vec<String> = strangers.iter().map(|other| system.node(*other)).collect();
     let listed = listed.join(", ");
-    let same_size = strangers
-        .iter()
-        .all(|other| system.attribute(*other, "size") == size);
-    let message = if same_size {
+    let alike = strangers.iter().all(|other| geometry(system, *other) == own);
+    let message = if alike {
         format!("{listed} and {node} have one WWID, and no multipath map joins them")
     } else {
-        format!("{listed} and {node} have one WWID and differ in size: two disks under one name")
+        format!(
+            "{listed} and {node} have one WWID and differ in size or block size: two disks under one name"
+        )
     };
-    let mend = if same_size {
+    let mend = if alike {
         "where they are paths to one disk, let multipathd join them and give the map as the LUN; where one is a clone, give \
          it a name of its own on the array"
             .to_owned()
@@ -133,6 +138,17 @@ mod tests {
         assert_eq!(kinds(&tree, "8:48"), [FindingKind::Twin]);
         assert_eq!(of(&tree.system(), number("8:0")), [number("8:16")]);
         assert_eq!(of(&tree.system(), number("8:48")), []);
+        let blocks = |size| {
+            [
+                ("device/wwid", "naa.4"),
+                ("size", "100"),
+                ("queue/logical_block_size", size),
+            ]
+        };
+        tree.device("8:80", "sdf", &blocks("512"));
+        tree.device("8:96", "sdg", &blocks("4096"));
+        assert_eq!(kinds(&tree, "8:80"), [FindingKind::Twin]);
+        assert_eq!(of(&tree.system(), number("8:80")), []);
 
         let map = [("dm/name", "mpatha"), ("dm/uuid", "mpath-1"), ("size", "100")];
         tree.device("253:0", "dm-0", &map);

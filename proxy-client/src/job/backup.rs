@@ -412,9 +412,8 @@ pub(super) fn identity_of(argument: &LunArgument) -> Result<Identity> {
     let path = &argument.path;
     let Some(identity) = &argument.identity else {
         let own = own_identity(path).map_err(|error| Error::io("opening a LUN", path, error))?;
-        return own.ok_or_else(|| {
-            let message =
-                "this disk has no identity of its own; say which of the host's it is: --lun ID=PATH";
+        return own.map_err(|why| {
+            let message = format!("{why}; here, say which of the host's disks it is: --lun ID=PATH");
             Error::new(ErrorKind::Usage, message).at_path(path)
         });
     };
@@ -430,7 +429,7 @@ pub(super) fn identity_of(argument: &LunArgument) -> Result<Identity> {
 /// The identity of a block device, where it tells one.
 fn device_identity(path: &Path) -> Option<Identity> {
     let is_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
-    is_device.then(|| own_identity(path).ok().flatten()).flatten()
+    is_device.then(|| own_identity(path).ok()?.ok()).flatten()
 }
 
 /// Whether a name given by the operator and what the disk says of itself are names of one type for two disks: a clone has

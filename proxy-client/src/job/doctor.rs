@@ -50,7 +50,7 @@ pub fn refuse_used(luns: &[LunArgument]) -> Result<()> {
 fn examination(lun: &LunArgument) -> Result<LunExamination> {
     let failed = |error| Error::io("looking at a LUN", &lun.path, error);
     let findings = examine(&lun.path).map_err(failed)?;
-    let own = own_identity(&lun.path).map_err(failed)?;
+    let own = own_identity(&lun.path).map_err(failed)?.ok();
     Ok(LunExamination {
         path: lun.path.display().to_string(),
         identity: lun.identity.clone().or(own).map(|identity| identity.to_string()),

@@ -63,13 +63,13 @@ pub async fn prove_by_tag(frozen: &NbdUri, luns: &Luns, deadlines: Deadlines) ->
                 tracing::info!(lun = %luns.lun(disk).identity, "the tag's nonce is on it");
                 return Ok(());
             }
-            Attempt::Absent(disk) => {
+            Attempt::Absent { disk, path } => {
                 let lun = luns.lun(disk);
                 let message = format!(
                     "this is not the disk that the host calls {}: its tag is not there",
                     lun.identity
                 );
-                return Err(Error::new(ErrorKind::WrongLun, message).at_path(lun.path()));
+                return Err(Error::new(ErrorKind::WrongLun, message).at_path(&lun.paths()[path].path));
             }
             Attempt::Elsewhere => {
                 tracing::warn!(
@@ -104,7 +104,11 @@ async fn is_tag(link: &Link, luns: usize) -> std::result::Result<bool, LinkError
 
 enum Attempt {
     Proven(u16),
-    Absent(u16),
+    /// This path of the LUN does not show it.
+    Absent {
+        disk: u16,
+        path: usize,
+    },
     /// The tag lies on no disk that we can read.
     Elsewhere,
     /// Another nonce, or another place, before ours was read.
@@ -139,11 +143,11 @@ async fn attempt(link: &Link, luns: &Luns) -> std::result::Result<Attempt, LinkE
     let (mut shown, mut failed) = (Vec::new(), Vec::new());
     for (number, read) in luns.lun(place.disk).read_by_each(on_disk).await {
         match read {
-            Ok(read) => shown.push(read.bytes() == &nonce[..]),
+            Ok(read) => shown.push((number, read.bytes() == &nonce[..])),
             Err(error) => failed.push((number, error)),
         }
     }
-    let found = !shown.is_empty() && shown.iter().all(|shown| *shown);
+    let found = !shown.is_empty() && shown.iter().all(|(_, shown)| *shown);
     for (number, error) in failed.iter().filter(|_| found) {
         luns.lun(place.disk).paths()[*number]
             .give_up(&format!("it could not be proven to be the LUN: {error}"));
@@ -158,7 +162,12 @@ async fn attempt(link: &Link, luns: &Luns) -> std::result::Result<Attempt, LinkE
     let length = u32::try_from(TAG_BLOCK).unwrap_or(u32::MAX);
     let ours = link.connection.read(block.start(), length).await? == nonce;
     Ok(if ours {
-        Attempt::Absent(place.disk)
+        // With two disks under one name, the operator is to hear of the other one.
+        let without = shown.iter().find(|(_, shown)| !shown).map(|(number, _)| *number);
+        Attempt::Absent {
+            disk: place.disk,
+            path: without.or(failed.first().map(|(number, _)| *number)).unwrap_or(0),
+        }
     } else {
         Attempt::Disturbed
     })

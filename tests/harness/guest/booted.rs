@@ -14,6 +14,8 @@ use crate::disk::Scratch;
 
 /// What a [`super::Rig`] boots a guest with.
 pub(super) struct Boot<'a> {
+    /// What boots it, in the directory of this package.
+    pub(super) script: &'a str,
     pub(super) name: &'a str,
     pub(super) address: String,
     pub(super) directory: &'a Path,
@@ -46,7 +48,7 @@ struct Control {
 impl Guest {
     pub(super) fn boot(boot: Boot) -> Self {
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("rig/boot");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(boot.script);
         let child = Command::new(script)
             .arg(boot.directory)
             .args(&boot.arguments)

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 
 use super::booted::{Boot, Guest};
+use super::qemu::{self, VirtualDisk};
 use crate::disk::{Scratch, run, scratch};
 use crate::program::built;
 
@@ -92,36 +93,72 @@ impl Rig {
     /// The same, with all that can be chosen. A name that was booted before is the same machine once more, with its addresses and
     /// its `/run/share`: the guest has to have ended.
     pub fn boot_with(&self, name: &str, setup: &Setup) -> Guest {
-        let number = self.number_of(name);
-        let tap = format!("guest{number}");
-        let directory = self.path(&format!("guest.{name}"));
-        std::fs::create_dir_all(directory.join("share")).unwrap();
+        let place = self.place(name);
         // What User-Mode Linux knows a running guest by stays behind when one is killed.
-        std::fs::remove_dir_all(directory.join("guest")).ok();
-        let agent = TcpListener::bind((Self::ADDRESS, 0)).unwrap();
-        let address = format!("10.77.0.{}", 10 + number);
-        let programs = built("nbd-export").parent().unwrap().to_owned();
-        let mut arguments = vec![
-            format!("vec0:transport=tap,ifname={tap},depth=64,gro=1,mac=02:00:0a:4d:00:{number:02x}"),
-            format!("rig.address={address}"),
-            format!("rig.agent={}", agent.local_addr().unwrap()),
-            format!("rig.bin={}", programs.display()),
-            format!("rig.modules={}", setup.modules.join(",")),
-            format!("rig.deadline={}", setup.deadline.as_secs()),
-        ];
+        std::fs::remove_dir_all(place.directory.join("guest")).ok();
+        let (tap, mac) = (&place.tap, &place.mac);
+        let mut arguments = vec![format!(
+            "vec0:transport=tap,ifname={tap},depth=64,gro=1,mac={mac}"
+        )];
+        arguments.extend(place.kernel_arguments(setup.modules, setup.deadline));
         for (index, disk) in setup.disks.iter().enumerate() {
             arguments.push(format!("ubd{index}c={}", disk.display()));
         }
+        self.start("rig/boot", name, place, setup.memory, arguments, setup.deadline)
+    }
+
+    /// Boots a guest in QEMU with disks, in the order in which its kernel is to find those of a kind. A name that was booted before
+    /// is the same machine once more, as with [`Self::boot_with`].
+    pub fn boot_qemu(&self, name: &str, disks: &[VirtualDisk]) -> Guest {
+        const MODULES: [&str; 6] = ["virtio_net", "virtio_scsi", "sd_mod", "virtio_blk", "xfs", "ext4"];
+        // Without KVM a guest is some times slower than User-Mode Linux is.
+        const DEADLINE: Duration = Duration::from_secs(1200);
+        let place = self.place(name);
+        let mut arguments = place.kernel_arguments(&MODULES, DEADLINE);
+        arguments.push("rig.interface=eth0".into());
+        arguments.push("--".into());
+        arguments.push("-netdev".into());
+        arguments.push(format!("tap,id=net,ifname={},script=no,downscript=no", place.tap));
+        arguments.push("-device".into());
+        arguments.push(format!("virtio-net-pci,netdev=net,romfile=,mac={}", place.mac));
+        arguments.extend(qemu::arguments(disks));
+        self.start("rig/boot-qemu", name, place, 512, arguments, DEADLINE)
+    }
+
+    fn start(
+        &self,
+        script: &str,
+        name: &str,
+        place: Place,
+        memory: u32,
+        arguments: Vec<String>,
+        deadline: Duration,
+    ) -> Guest {
         Guest::boot(Boot {
+            script,
             name,
-            address,
-            directory: &directory,
-            memory: setup.memory,
+            address: place.address,
+            directory: &place.directory,
+            memory,
             arguments,
-            agent,
-            deadline: setup.deadline,
+            agent: place.agent,
+            deadline,
             keep: Arc::clone(&self.directory),
         })
+    }
+
+    /// Where a guest is, and how it is reached.
+    fn place(&self, name: &str) -> Place {
+        let number = self.number_of(name);
+        let directory = self.path(&format!("guest.{name}"));
+        std::fs::create_dir_all(directory.join("share")).unwrap();
+        Place {
+            directory,
+            address: format!("10.77.0.{}", 10 + number),
+            tap: format!("guest{number}"),
+            mac: format!("02:00:0a:4d:00:{number:02x}"),
+            agent: TcpListener::bind((Self::ADDRESS, 0)).unwrap(),
+        }
     }
 
     /// Which guest this is, plugged into the network.
@@ -135,5 +172,29 @@ impl Rig {
         run("ip", &["tuntap", "add", &tap, "mode", "tap"]);
         run("ip", &["link", "set", &tap, "master", "rig", "up"]);
         guests.len()
+    }
+}
+
+/// See [`Rig::place`].
+struct Place {
+    directory: PathBuf,
+    address: String,
+    /// The network card, outside.
+    tap: String,
+    mac: String,
+    agent: TcpListener,
+}
+
+impl Place {
+    /// What `guest.sh` wants to know.
+    fn kernel_arguments(&self, modules: &[&str], deadline: Duration) -> Vec<String> {
+        let programs = built("nbd-export").parent().unwrap().to_owned();
+        vec![
+            format!("rig.address={}", self.address),
+            format!("rig.agent={}", self.agent.local_addr().unwrap()),
+            format!("rig.bin={}", programs.display()),
+            format!("rig.modules={}", modules.join(",")),
+            format!("rig.deadline={}", deadline.as_secs()),
+        ]
     }
 }

@@ -5,6 +5,7 @@ mod around;
 mod doctor;
 mod free_space;
 mod guests;
+mod identities;
 mod iscsi;
 mod layers;
 mod lineage;

@@ -32,7 +32,11 @@ pub(super) fn of_disk(
         let wwid = sysfs.attribute(disk, "wwid")?;
         // Without these the kernel makes a name up, of vendor, model, serial number and namespace; not every device has one of its own.
         let own = wwid.as_deref().and_then(|wwid| from_wwid(wwid, &["eui", "uuid"]));
-        own.ok_or_else(|| format!("{node} is an NVMe namespace without NGUID, EUI-64 and UUID; {declare}"))
+        own.ok_or_else(|| {
+            format!(
+                "{node} is an NVMe namespace without NGUID, EUI-64 and UUID, or with none that Linux believes (as those of QEMU); {declare}"
+            )
+        })
     } else {
         let serial = sysfs.attribute(disk, "serial")?;
         let serial = serial.and_then(|serial| from_serial(&serial));
@@ -43,7 +47,7 @@ pub(super) fn of_disk(
     };
     Ok(match twin(sysfs, disk)? {
         Some(twin) => Err(format!(
-            "{node} and {} both are {identity}, though they differ in size: two disks under one name; {declare}",
+            "{node} and {} both are {identity}, though they differ in size or block size: two disks under one name; {declare}",
             sysfs.node(twin).display()
         )),
         None => Ok(identity),
