@@ -24,6 +24,15 @@ fi
 for module in dm-mod dm-snapshot dm-thin-pool dm-mirror dm-delay loop nbd ${rig_modules//,/ }; do
     modprobe "$module" || echo "rig: no module $module"
 done
+# Linux looks at several SCSI disks at a time. In QEMU they are to have their names in the order in which they are plugged in.
+if [ -n "$rig_kernel" ]; then
+    modprobe scsi_mod && echo 0 >/sys/bus/scsi/drivers_autoprobe
+    modprobe sd_mod && modprobe virtio_scsi
+    for disk in $(ls -v /sys/bus/scsi/devices | grep '^[0-9]'); do
+        echo "$disk" >/sys/bus/scsi/drivers/sd/bind
+    done
+    echo 1 >/sys/bus/scsi/drivers_autoprobe
+fi
 mkdir -p /etc/lvm
 cat >/etc/lvm/lvmlocal.conf <<'CONF'
 devices {

@@ -110,7 +110,7 @@ impl Rig {
     /// Boots a guest in QEMU with disks, in the order in which its kernel is to find those of a kind. A name that was booted before
     /// is the same machine once more, as with [`Self::boot_with`].
     pub fn boot_qemu(&self, name: &str, disks: &[VirtualDisk]) -> Guest {
-        const MODULES: [&str; 6] = ["virtio_net", "virtio_scsi", "sd_mod", "virtio_blk", "xfs", "ext4"];
+        const MODULES: [&str; 4] = ["virtio_net", "virtio_blk", "xfs", "ext4"];
         // Without KVM a guest is some times slower than User-Mode Linux is.
         const DEADLINE: Duration = Duration::from_secs(1200);
         let place = self.place(name);

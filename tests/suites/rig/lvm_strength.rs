@@ -1,8 +1,8 @@
 //! What a snapshot of a mounted volume is good for: LVM has the kernel freeze the file system for it, so there is nothing to recover.
 
 use serde_json::Value;
-use tests::guest::{Guest, Process, Rig, Setup};
-use tests::needs_guests;
+use tests::guest::{Bus, Guest, Process, Rig, Setup, VirtualDisk};
+use tests::{needs_guests, needs_qemu_guests};
 
 use super::MIB;
 
@@ -48,31 +48,49 @@ fn a_snapshot_of_a_mounted_file_system_has_nothing_to_recover() {
             ..Setup::default()
         },
     );
-    guest.run(
-        "pvcreate -qq -y /dev/ubda
-         vgcreate -qq -s 1M vg /dev/ubda
+    nothing_to_recover(&guest, "/dev/ubda");
+}
+
+/// A newer kernel, on which file systems are frozen from below and from above in one count.
+#[test]
+fn a_snapshot_has_nothing_to_recover_on_a_newer_kernel() {
+    needs_qemu_guests!("lvm", "mkfs.ext4", "mkfs.xfs", "xfs_logprint");
+    let rig = Rig::new();
+    let disk = VirtualDisk {
+        file: &rig.disk("lun0", 1024 * MIB),
+        bus: Bus::Virtio,
+        block_size: 512,
+        names: "",
+    };
+    nothing_to_recover(&rig.boot_qemu("host", &[disk]), "/dev/vda");
+}
+
+fn nothing_to_recover(guest: &Guest, disk: &str) {
+    guest.run(&format!(
+        "pvcreate -qq -y {disk}
+         vgcreate -qq -s 1M vg {disk}
          lvcreate -qq -y -Wn -L 64M -n ext4 vg
          lvcreate -qq -y -Wn -L 320M -n xfs vg
          lvcreate -qq -y -Wn --thinpool pool -L 128M -c 64k --poolmetadatasize 8M vg
          lvcreate -qq -y -V 64M --thinpool pool -n thin vg
-         mkfs.ext4 -q /dev/vg/ext4; mkfs.ext4 -q /dev/vg/thin; mkfs.xfs -q /dev/vg/xfs",
-    );
+         mkfs.ext4 -q /dev/vg/ext4; mkfs.ext4 -q /dev/vg/thin; mkfs.xfs -q /dev/vg/xfs"
+    ));
     for volume in ["ext4", "thin", "xfs"] {
-        let (agent, strength, _) = freeze(&guest, volume);
+        let (agent, strength, _) = freeze(guest, volume);
         assert_eq!(strength, "crash-consistent", "{volume} is not mounted");
-        end(&guest, agent);
+        end(guest, agent);
         guest.run(&format!("mount /dev/vg/{volume} /mnt"));
         let writer = guest.start(WRITER);
         guest.run("sleep 2");
-        let (agent, strength, snapshot) = freeze(&guest, volume);
+        let (agent, strength, snapshot) = freeze(guest, volume);
         assert_eq!(strength, "file-system", "{volume}");
         if volume == "xfs" {
-            xfs_is_in_order(&guest, &snapshot);
+            xfs_is_in_order(guest, &snapshot);
         } else {
-            ext4_is_in_order(&guest, &format!("/dev/vg/{volume}"), &snapshot);
+            ext4_is_in_order(guest, &format!("/dev/vg/{volume}"), &snapshot);
         }
         guest.run(&format!("kill {}; sleep 1; umount /mnt", writer.pid));
-        end(&guest, agent);
+        end(guest, agent);
         eprintln!("right: {volume}");
     }
 }
