@@ -9,9 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tests::disk::scratch;
-use tests::guest::Rig;
-use tests::needs_guests;
+use tests::guest::{Bus, Guest, Rig, VirtualDisk};
 use tests::site::text;
+use tests::{needs_guests, needs_qemu_guests};
 
 /// Process ids of the children of a process, and of theirs.
 fn descendants(pid: u32) -> Vec<u32> {
@@ -42,11 +42,31 @@ fn assert_all_end(pids: &[u32]) {
 #[test]
 fn a_guest_does_what_it_is_told_and_goes_with_its_thread() {
     needs_guests!();
+    // User-Mode Linux has a process for each address space of the guest.
+    does_what_it_is_told(2, |rig, disk| (rig.boot("guest", &[disk]), "/dev/ubda"));
+}
+
+#[test]
+fn so_does_a_guest_in_qemu() {
+    needs_qemu_guests!();
+    does_what_it_is_told(1, |rig, disk| {
+        let disk = VirtualDisk {
+            file: disk,
+            bus: Bus::Scsi,
+            block_size: 512,
+            names: "",
+        };
+        (rig.boot_qemu("guest", &[disk]), "/dev/sda")
+    });
+}
+
+/// What a guest does that is so many processes at least, and has a disk somewhere.
+fn does_what_it_is_told(processes: usize, boot: fn(&Rig, &Path) -> (Guest, &'static str)) {
     let (told, heard) = mpsc::channel();
     let failed = thread::spawn(move || {
         let rig = Rig::new();
         let disk = rig.disk("disk", 16 << 20);
-        let guest = rig.boot("guest", &[&disk]);
+        let (guest, node) = boot(&rig, &disk);
 
         assert!(guest.run("nbd-export --version").starts_with("nbd-export "));
         let ended = guest.try_run("echo before; exit 7");
@@ -58,12 +78,14 @@ fn a_guest_does_what_it_is_told_and_goes_with_its_thread() {
         assert_eq!(sleeper.wait().status, 128 + 9);
         // Both directions of the shared directory, and the disk.
         fs::write(guest.share.join("in"), "from outside").unwrap();
-        guest.run("cp /run/share/in /run/share/out; dd if=/run/share/in of=/dev/ubda oflag=sync status=none");
+        guest.run(&format!(
+            "cp /run/share/in /run/share/out; dd if=/run/share/in of={node} oflag=sync status=none"
+        ));
         assert_eq!(fs::read(guest.share.join("out")).unwrap(), b"from outside");
         assert!(fs::read(&disk).unwrap().starts_with(b"from outside"));
 
         let pids = descendants(guest.pid());
-        assert!(pids.len() > 1, "{pids:?}");
+        assert!(pids.len() >= processes, "{pids:?}");
         told.send((pids, rig.path(""))).unwrap();
         panic!("a test that fails");
     });
