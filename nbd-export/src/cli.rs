@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
+use volmap::freeze::SnapshotSize;
 
-use crate::config::Hooks;
+use crate::config::{Hooks, parse_snapshot_size};
 use crate::generate::GenerateArgs;
 use crate::host::KEPT_MAX;
 use crate::server::limits::{CONNECTIONS, CONNECTIONS_MAX, HANDSHAKE_DEADLINE};
@@ -246,7 +247,7 @@ pub enum TlsMode {
 pub enum FreezeMethod {
     /// The strongest that fits.
     Auto,
-    /// A reflink clone (XFS).
+    /// A reflink clone (XFS, btrfs).
     Reflink,
     /// Writers are kept out for as long as the frozen image lives.
     Quiesce,
@@ -395,6 +396,15 @@ pub struct MapArgs {
 pub struct ProbeArgs {
     /// The volume: an image file or block device.
     pub volume: PathBuf,
+    /// Where reflink clones would be kept; the volume's own directory if not given.
+    #[arg(long, value_name = "DIR")]
+    pub clone_dir: Option<PathBuf>,
+    /// How large the snapshot of a logical volume would be, as for serve.
+    #[arg(long, value_name = "SIZE|PERCENT%", value_parser = parse_snapshot_size)]
+    pub snapshot_size: Option<SnapshotSize>,
+    /// As if trusted that nobody changes a volume that nothing can watch.
+    #[arg(long)]
+    pub assume_exclusive: bool,
     /// Declare that a file or block device is the disk with this identity (TYPE:VALUE, or a plain name).
     #[arg(long, value_name = "PATH=ID")]
     pub identity: Vec<String>,

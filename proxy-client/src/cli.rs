@@ -11,6 +11,7 @@ use nbd_export::generate::GenerateArgs;
 use nbd_export::proxy::JobLimits;
 
 use crate::config::{SpoolArgument, parse_duration};
+use crate::job::backup::AUDIT_PERCENT;
 use crate::job::lineage::ParentPolicy;
 use crate::nbd::{Deadlines, PoolOptions};
 use crate::pipeline::ThrottleLimits;
@@ -132,7 +133,7 @@ pub struct BackupArgs {
     pub no_fallback: bool,
 
     /// Read this share of the directly read data through the host as well, and compare; 0 compares nothing
-    #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "0.1")]
+    #[arg(long, value_name = "PERCENT", value_parser = percent, default_value_t = AUDIT_PERCENT)]
     pub audit: f64,
 
     /// Store only what changed since this image was made; the images that it continues itself lie beside it. The host has to know

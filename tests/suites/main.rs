@@ -30,6 +30,7 @@ mod off_host;
 mod on_request;
 mod outputs;
 mod paths;
+mod probe;
 mod restore;
 mod resume;
 mod rig;

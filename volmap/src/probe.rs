@@ -12,14 +12,14 @@ use crate::freeze::{FreezeOptions, open};
 use crate::frozen::new_snapshot::NO_LOGICAL_VOLUME;
 use crate::frozen::{
     Attestation, FreezeError, Stability, Strength, fixed, lvm_snapshot, lvm_thin, new_snapshot, quiesce,
-    reflink,
+    reflink, still_file,
 };
 use crate::layers::{Layers, Mapping, VolumeKind};
 use crate::lvm::{LogicalVolume, Lvm};
 use crate::map::{Content, ContentMap, Extent};
 use crate::range::ByteRange;
 use crate::store::{Place, Reach, StoreGraph, StoreId};
-use crate::sys::{DeviceNumber, block_device, clone, inode_flags, lease};
+use crate::sys::{DeviceNumber, block_device, clone, inode_flags};
 
 /// `CAP_LINUX_IMMUTABLE` of capabilities(7).
 const CAP_LINUX_IMMUTABLE: u32 = 9;
@@ -162,7 +162,7 @@ pub fn probe(path: &Path, options: &FreezeOptions, layers: &Layers) -> Result<Ve
         options,
         opaque: opaque_reason(&graph),
         opaque_if_written: opaque_reason(&rewritten),
-        alone: alone(path, &file, kind).map_err(|e| e.to_string()),
+        alone: alone(path, kind, options.assume_exclusive).map_err(|e| e.to_string()),
     };
     Ok(vec![
         provider(reflink::METHOD, look.reflink()),
@@ -198,26 +198,13 @@ fn opaque_reason(graph: &StoreGraph) -> Option<String> {
     if graph.reaches_disk() { None } else { reason() }
 }
 
-/// Whether nobody writes to the volume right now.
-fn alone(path: &Path, file: &File, kind: VolumeKind) -> Result<(), FreezeError> {
+/// Who would vouch that nobody changes the volume while it is held as it is.
+fn alone(path: &Path, kind: VolumeKind, assume_exclusive: bool) -> Result<Attestation, FreezeError> {
     match kind {
-        VolumeKind::BlockDevice => fixed::open_alone(path).map(drop),
-        VolumeKind::File | VolumeKind::DeclaredDisk => match lease::take_read(file) {
-            Ok(()) => lease::release(file),
-            Err(error) => Err(error),
+        VolumeKind::BlockDevice => fixed::open_alone(path).map(|_| Attestation::Unattested),
+        VolumeKind::File | VolumeKind::DeclaredDisk => {
+            Ok(still_file::hold(open(path)?, path, assume_exclusive)?.attestation())
         }
-        .map_err(|source| match source.kind() {
-            io::ErrorKind::WouldBlock => FreezeError::WriterPresent {
-                path: path.to_owned(),
-            },
-            io::ErrorKind::PermissionDenied => FreezeError::LeaseNotAllowed {
-                path: path.to_owned(),
-            },
-            _ => FreezeError::NotWitnessed {
-                path: path.to_owned(),
-                why: "its file system has no leases",
-            },
-        }),
     }
 }
 
@@ -230,7 +217,7 @@ struct Look<'a> {
     options: &'a FreezeOptions,
     opaque: Option<String>,
     opaque_if_written: Option<String>,
-    alone: Result<(), String>,
+    alone: Result<Attestation, String>,
 }
 
 impl Look<'_> {
@@ -292,18 +279,13 @@ impl Look<'_> {
         }
         match &self.alone {
             Err(why) => Fit::Unfit(why.clone()),
-            Ok(()) => {
+            Ok(attestation) => {
                 let no_pin = match self.kind {
                     VolumeKind::DeclaredDisk => None,
                     _ if self.notices_moves => None,
                     _ => no_immutable_flag(),
                 };
-                self.fits(
-                    quiesce::STRENGTH,
-                    Stability::Pinned,
-                    Attestation::Witnessed,
-                    no_pin,
-                )
+                self.fits(quiesce::STRENGTH, Stability::Pinned, *attestation, no_pin)
             }
         }
     }
@@ -384,28 +366,27 @@ impl Look<'_> {
     }
 
     fn fixed(&self) -> Fit {
-        if let Err(why) = &self.alone {
-            return Fit::Unfit(why.clone());
-        }
+        let attestation = match &self.alone {
+            Ok(attestation) => *attestation,
+            Err(why) => return Fit::Unfit(why.clone()),
+        };
         match self.kind {
             VolumeKind::BlockDevice => {
                 let read_only = block_device::is_read_only(self.file).unwrap_or(false);
                 if read_only || self.options.assume_exclusive {
-                    self.fits(fixed::STRENGTH, Stability::Pinned, Attestation::Unattested, None)
+                    self.fits(fixed::STRENGTH, Stability::Pinned, attestation, None)
                 } else {
                     let why = "nothing would notice a write to it: make it read-only (blockdev --setro) or say \
                                --assume-exclusive";
                     Fit::Unfit(why.to_owned())
                 }
             }
-            VolumeKind::DeclaredDisk => {
-                self.fits(fixed::STRENGTH, Stability::Pinned, Attestation::Witnessed, None)
-            }
+            VolumeKind::DeclaredDisk => self.fits(fixed::STRENGTH, Stability::Pinned, attestation, None),
             VolumeKind::File => {
                 let immutable = inode_flags::get(self.file).is_ok_and(inode_flags::InodeFlags::is_immutable);
                 let no_pin = (!immutable && !self.notices_moves)
                     .then_some("its extents may move, since it is not immutable (chattr +i)");
-                self.fits(fixed::STRENGTH, Stability::Pinned, Attestation::Witnessed, no_pin)
+                self.fits(fixed::STRENGTH, Stability::Pinned, attestation, no_pin)
             }
         }
     }
@@ -455,6 +436,7 @@ pub(crate) fn can_clone(volume: &File, clone_dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::identity::Identity;
+    use crate::sys::lease;
 
     fn fit_of(provider: &str, fits: &[ProviderFit]) -> Fit {
         let found = fits.iter().find(|f| f.provider == provider);

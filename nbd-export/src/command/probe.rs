@@ -27,7 +27,13 @@ struct ProviderJson<'a> {
 }
 
 pub(super) fn run(args: &ProbeArgs, out: &mut dyn Write) -> Result<(), Error> {
-    let fits = probe::probe(&args.volume, &FreezeOptions::default(), &layers(&args.identity)?)
+    let options = FreezeOptions {
+        clone_dir: args.clone_dir.clone(),
+        snapshot_size: args.snapshot_size,
+        assume_exclusive: args.assume_exclusive,
+        ..FreezeOptions::default()
+    };
+    let fits = probe::probe(&args.volume, &options, &layers(&args.identity)?)
         .map_err(|why| Error::caused(ErrorKind::Volume, "cannot probe", why))?;
     let providers: Vec<ProviderJson<'_>> = fits.iter().map(provider).collect();
     if args.json {

@@ -25,5 +25,5 @@ pub use inherited::{Inherited, PassedAddress, PassedSocket, Stdio};
 pub use listener::{ControlPath, Endpoints, Listener};
 pub use serve::{Freezing, NamedPath, OnRequest, OriginConfig, ServeConfig, VolumeConfig};
 pub use set::{SetConfig, SetMember};
-pub use size::{SizeError, parse_size};
+pub use size::{SizeError, SnapshotSizeError, parse_size, parse_snapshot_size};
 pub use state_dir::{StateDir, state_dir};

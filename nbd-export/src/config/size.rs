@@ -40,7 +40,7 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
 
 /// Why a text is no size of a snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub(super) enum SnapshotSizeError {
+pub enum SnapshotSizeError {
     /// Neither a size nor a percentage.
     #[error(transparent)]
     Size(#[from] SizeError),
@@ -53,7 +53,7 @@ pub(super) enum SnapshotSizeError {
 ///
 /// # Errors
 /// [`SnapshotSizeError`].
-pub(super) fn parse_snapshot_size(text: &str) -> Result<SnapshotSize, SnapshotSizeError> {
+pub fn parse_snapshot_size(text: &str) -> Result<SnapshotSize, SnapshotSizeError> {
     let size = match text.strip_suffix('%') {
         Some(percent) if percent.bytes().all(|b| b.is_ascii_digit()) => {
             SnapshotSize::Percent(percent.parse().map_err(|_| SnapshotSizeError::Range)?)

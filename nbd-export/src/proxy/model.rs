@@ -24,7 +24,7 @@ pub struct JobRequest {
     /// Smallest share of the data, in percent, that has to be read directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub require_direct: Option<f64>,
-    /// Share of the direct data, in percent, that is compared with the host's.
+    /// Share of the direct data, in percent, that is compared with the host's; 0.1 if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<f64>,
 }

@@ -19,7 +19,7 @@ use super::set::file_set;
 use crate::config::{ImagePath, LunArgument};
 use crate::error::{Error, ErrorKind, Result};
 use crate::interrupt::Interrupt;
-use crate::job::backup::{BackupOptions, backup_unless};
+use crate::job::backup::{AUDIT_PERCENT, BackupOptions, backup_unless};
 use crate::job::doctor::refuse_used;
 use crate::job::inspect::{Inspected, inspect};
 use crate::job::resume::{ResumeOptions, Resumed, resume_unless};
@@ -153,7 +153,7 @@ impl Worker {
                     frozen: request.frozen,
                     luns,
                     require_direct: request.require_direct,
-                    audit_percent: request.audit.unwrap_or_default(),
+                    audit_percent: request.audit.unwrap_or(AUDIT_PERCENT),
                     parent: None,
                     checkpoints: Some(checkpoints),
                     throttle: self.throttle.clone(),

@@ -32,6 +32,9 @@ use crate::transport::direct::limits::DIRECT_READ_DEADLINE;
 use crate::transport::direct::{Lun, LunOpener, LunPath, NoDirectIo, lies_on, own_identity};
 use crate::transport::nbd::{NbdSource, Published};
 
+/// Share of the direct data, in percent, that is compared with the host's unless somebody says otherwise.
+pub const AUDIT_PERCENT: f64 = 0.1;
+
 /// What to back up, and to where.
 #[derive(Clone, Debug)]
 pub struct BackupOptions {
@@ -74,7 +77,7 @@ impl BackupOptions {
             luns: Vec::new(),
             require_direct: None,
             no_fallback: false,
-            audit_percent: 0.0,
+            audit_percent: AUDIT_PERCENT,
             parent: None,
             checkpoints: None,
             nbd: PoolOptions::default(),

@@ -4,7 +4,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::fcntl::OFlag;
 use volmap::range::ByteRange;
@@ -32,9 +32,17 @@ const ZERO_RANGE_ALIGN: u64 = 4096;
 enum Zeroes {
     /// They are there already: the file was just created or emptied.
     Skip,
-    /// The target holds old data: zeroes are written, by the device where it can.
-    Write { by_device: AtomicBool },
+    /// The target holds old data, and whoever can makes zeroes of it: a place in [`BY_DEVICE`], or after them we.
+    Write { by: AtomicUsize },
 }
+
+/// Makes bytes of a device zero.
+type ZeroByDevice = fn(&File, u64, u64) -> io::Result<()>;
+
+/// How a device is asked for zeroes, the best way first: giving the space back, where it promises that zeroes are read from there (a
+/// thin volume would otherwise be filled by the holes of the image); or without that. Either is refused where the promise cannot
+/// be made, unlike a discard. See `blkdev_fallocate` in Linux' block/fops.c.
+const BY_DEVICE: [ZeroByDevice; 2] = [file_system::punch_hole, file_system::zero_range];
 
 #[derive(Debug)]
 enum Place {
@@ -191,7 +199,7 @@ impl Target {
             place: Place::Existing(file),
             path: path.into(),
             zeroes: Zeroes::Write {
-                by_device: AtomicBool::new(true),
+                by: AtomicUsize::new(0),
             },
             room: Some(target_size),
             left_alone,
@@ -236,13 +244,13 @@ impl Target {
     /// Makes bytes of the volume zero.
     pub(crate) fn zero(&self, range: ByteRange) -> Result<()> {
         self.check_room(range)?;
-        let Zeroes::Write { by_device } = &self.zeroes else {
+        let Zeroes::Write { by } = &self.zeroes else {
             return Ok(());
         };
         let start = range.start().next_multiple_of(ZERO_RANGE_ALIGN);
         let end = range.end() - range.end() % ZERO_RANGE_ALIGN;
-        let inner = ByteRange::from_bounds(start, end).filter(|inner| inner.len() >= ZERO_RANGE_MIN);
-        let Some(inner) = inner.filter(|_| by_device.load(Ordering::Relaxed)) else {
+        let Some(inner) = ByteRange::from_bounds(start, end).filter(|inner| inner.len() >= ZERO_RANGE_MIN)
+        else {
             return self.write_zeroes(range);
         };
         for outer in [
@@ -253,14 +261,18 @@ impl Target {
         }
         let mut at = inner.start();
         while let Some(left) = ByteRange::from_bounds(at, inner.end()) {
-            let step = left.len().min(ZERO_RANGE_STEP);
-            // Unlike a discard this guarantees zeroes; the kernel writes them where the device cannot.
-            if let Err(error) = file_system::zero_range(self.file(), at, step) {
-                tracing::debug!(path = %self.path.display(), %error, "zeroes are written from here on");
-                by_device.store(false, Ordering::Relaxed);
+            let way = by.load(Ordering::Relaxed);
+            let Some(zero) = BY_DEVICE.get(way) else {
                 return self.write_zeroes(left);
+            };
+            let step = left.len().min(ZERO_RANGE_STEP);
+            match zero(self.file(), at, step) {
+                Ok(()) => at += step,
+                Err(error) => {
+                    tracing::debug!(path = %self.path.display(), %error, way, "the device makes no zeroes this way");
+                    by.fetch_max(way + 1, Ordering::Relaxed);
+                }
             }
-            at += step;
         }
         Ok(())
     }

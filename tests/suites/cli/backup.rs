@@ -322,9 +322,10 @@ fn a_volume_of_zeroes_meets_every_policy() {
 #[test]
 fn an_interrupted_backup_leaves_nothing() {
     needs!("nbdkit");
-    let scene = Scene::with(&["--filter=delay"], &["rdelay=60"]);
-    let (uri, output) = (scene.uri(), scene.image.to_str().unwrap());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // One each: nbdkit 1.32 may die of an assertion (raw_send_socket) when a client goes while its reads are delayed.
+        let scene = Scene::with(&["--filter=delay"], &["rdelay=60"]);
+        let (uri, output) = (scene.uri(), scene.image.to_str().unwrap());
         let arguments = ["--error-format", "json", "backup", &uri, "--output", output];
         let mut backup = program::start("proxy-client", &arguments, Stdio::null());
         backup.wait_for(&scene.image.with_extension("zst.partial"));

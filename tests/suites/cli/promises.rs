@@ -49,7 +49,8 @@ macro_rules! promises {
 promises!(
     proxy_client: "proxy-client",
     verbs [
-        "backup", "restore", "copy", "info", "verify", "inspect", "serve", "doctor", "daemon", "jobs", "status", "demo", "generate",
+        "backup", "resume", "restore", "copy", "info", "verify", "inspect", "serve", "doctor", "daemon", "jobs", "status", "demo",
+        "generate",
     ],
     missing [
         &["backup"][..],
@@ -123,6 +124,7 @@ promises!(
         &["thaw"],
         &["map"],
         &["probe"],
+        &["probe", "/x", "--snapshot-size", "0%"],
     ],
     unreadable [&["map", "@"][..], &["probe", "@"]],
 );

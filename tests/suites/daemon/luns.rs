@@ -1,6 +1,8 @@
 //! What a host may have read for it, and LUNs that the proxy itself uses.
 
 use nbd_export::proxy::JobState;
+use proxy_client::job::backup::AUDIT_PERCENT;
+use proxy_client::job::inspect::inspect;
 use proxy_client::transport::direct::{DirectOpener, LunOpener};
 use tests::daemon::{Proxy, request};
 use tests::disk::{LoopDisk, Mounted, run};
@@ -48,7 +50,10 @@ fn only_what_is_allowed_is_read_and_not_what_the_proxy_uses() {
             continue;
         };
         assert_eq!(ended.state, JobState::Done, "{luns}: {ended:?}");
-        image::assert_holds(&proxy.image(&ended), &site.volume());
+        let path = proxy.image(&ended);
+        image::assert_holds(&path, &site.volume());
+        let told = inspect(&path).unwrap().header.job.unwrap();
+        assert_eq!(told.audit_percent, AUDIT_PERCENT, "nobody asked for another");
         assert_eq!(
             ended.report.as_ref().unwrap()["bytes_direct"],
             direct,

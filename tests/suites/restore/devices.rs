@@ -1,5 +1,7 @@
 //! To block devices, on loop devices.
 
+use std::os::unix::fs::MetadataExt;
+
 use tests::disk::LoopDisk;
 use tests::{needs_loop_devices, volume};
 
@@ -31,6 +33,20 @@ fn old_data_on_a_device_do_not_survive() {
     assert_begins_with(&disk.lun, &backup.volume);
     let bytes = std::fs::read(&disk.device).unwrap();
     assert!(bytes[32 << 20..].iter().all(|byte| *byte == volume::OLD));
+}
+
+/// What a thin volume would have to allocate.
+#[test]
+fn a_device_gets_the_space_of_holes_back() {
+    needs_loop_devices!("nbdkit");
+    let backup =
+        Backup::of(|path| volume::sparse(path, 32 * MIB, &[4 * MIB..5 * MIB, 20 * MIB..20 * MIB + 1]));
+    let disk = full(&backup, "lun", 32 * MIB);
+    disk::run("sync", &[disk.lun.to_str().unwrap()]);
+    let allocated = || std::fs::metadata(&disk.lun).unwrap().blocks() * 512;
+    assert!(allocated() >= 32 * MIB);
+    backup.assert_restored(&disk.device, &[]);
+    assert!(allocated() < 4 * MIB, "{}", allocated());
 }
 
 #[test]

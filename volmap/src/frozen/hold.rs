@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use super::Attestation;
 use super::immutable::Immutable;
 use crate::leftovers::Note;
 use crate::sys::lease::{self, Held};
@@ -106,7 +107,7 @@ impl Hold for DeviceHold {
 
 /// A file held by a read lease, and by `+i` where that is possible.
 #[derive(Debug)]
-pub(super) struct FileHold {
+pub(crate) struct FileHold {
     file: Arc<File>,
     /// Whether a lease is the witness of the content; without one, only the operator's word is.
     leased: bool,
@@ -163,6 +164,15 @@ impl FileHold {
     /// Whether a lease is held.
     pub(super) fn is_leased(&self) -> bool {
         self.leased
+    }
+
+    /// Who vouches that nobody changes it.
+    pub(crate) fn attestation(&self) -> Attestation {
+        if self.leased {
+            Attestation::Witnessed
+        } else {
+            Attestation::Unattested
+        }
     }
 
     /// Makes the file immutable, unless it is. `note` says so on disk, where it stays if the agent is killed.

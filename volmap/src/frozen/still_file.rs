@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::hold::{FileHold, Hold};
 use super::pinned::{Frozen, PinnedImage, Survey, SurveyAgain};
-use super::{Attestation, Description, FreezeError, FrozenError, Stability, Strength};
+use super::{Description, FreezeError, FrozenError, Stability, Strength};
 use crate::generation::GenerationClock;
 use crate::layers::{Layers, VolumeKind};
 use crate::leftovers::{Ledger, Leftover, LeftoverKind, Note};
@@ -154,11 +154,7 @@ impl<'a> StillFile<'a> {
             method: self.method,
             strength: self.strength,
             stability: Stability::Pinned.on(&graph),
-            attestation: if self.hold.is_leased() {
-                Attestation::Witnessed
-            } else {
-                Attestation::Unattested
-            },
+            attestation: self.hold.attestation(),
             frozen_at: self.frozen_at,
         };
         let frozen = Frozen {
@@ -215,7 +211,7 @@ fn survey_again(layers: Arc<Layers>, path: PathBuf, is_pinned: bool) -> SurveyAg
 }
 
 /// Holds a file opened read-only by a lease; without one only where the operator vouches.
-pub(super) fn hold(file: File, path: &Path, assume_exclusive: bool) -> Result<FileHold, FreezeError> {
+pub(crate) fn hold(file: File, path: &Path, assume_exclusive: bool) -> Result<FileHold, FreezeError> {
     let path = path.to_owned();
     // Elsewhere a lease, if there are any, is only about this machine.
     let local = match file_system::of(&file) {

@@ -35,12 +35,10 @@ fn zeroes_replace_old_data_wherever_they_begin_and_end() {
         (SIZE - 1, 1),
         (777, SIZE - 777),
     ] {
-        for by_device in [true, false] {
+        for by in 0..=BY_DEVICE.len() {
             let (path, file) = full_of_old_data(dir.path());
             let mut target = Target::overwriting(file, &path, SIZE, SIZE, false).unwrap();
-            target.zeroes = Zeroes::Write {
-                by_device: by_device.into(),
-            };
+            target.zeroes = Zeroes::Write { by: by.into() };
             target.zero(range(start, len)).unwrap();
             target.finish(SIZE).unwrap();
             let bytes = fs::read(&path).unwrap();
@@ -48,7 +46,7 @@ fn zeroes_replace_old_data_wherever_they_begin_and_end() {
             let (from, to): (usize, usize) = (start.try_into().unwrap(), (start + len).try_into().unwrap());
             let mut expected = vec![0xa5; bytes.len()];
             expected[from..to].fill(0);
-            assert!(bytes == expected, "{start}+{len}, by device: {by_device}");
+            assert!(bytes == expected, "{start}+{len}, by way {by}");
         }
     }
 }
