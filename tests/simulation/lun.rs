@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use proxy_client::transport::direct::{Lun, LunReader, Memory, ReadMeanwhile, ReadThreads};
+use proxy_client::transport::direct::{Lun, LunReader, Memory, MemoryPool, ReadMeanwhile, ReadThreads};
 use volmap::range::ByteRange;
 
 use crate::dice::Dice;
@@ -103,11 +103,16 @@ impl LunReader for SlowLun {
         unreachable!("reads are made meanwhile")
     }
 
-    fn read_meanwhile(self: Arc<Self>, blocks: ByteRange, memory: Memory, _: &ReadThreads) -> ReadMeanwhile {
+    fn read_meanwhile(
+        self: Arc<Self>,
+        blocks: ByteRange,
+        pool: &MemoryPool,
+        _: &ReadThreads,
+    ) -> ReadMeanwhile {
         let reading = Arc::new(Mutex::new(Reading {
             disk: Arc::clone(&self.disk),
             blocks,
-            buffer: Some(memory),
+            buffer: Some(pool.take(blocks.len() as usize)),
             filled: 0,
             ended: None,
             waker: None,

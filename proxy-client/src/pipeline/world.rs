@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Encoder, Header, LunProof, LunRecord};
 use crate::output::Output;
 use crate::plan::mapped::{DiskPlace, MappedExtent};
-use crate::transport::direct::{Lun, LunReader, Memory, ReadMeanwhile, ReadThreads};
+use crate::transport::direct::{Lun, LunReader, MemoryPool, ReadMeanwhile, ReadThreads};
 
 /// Bytes of a unit of the model's copy-before-write.
 pub(super) const UNIT: u64 = 512;
@@ -375,10 +375,11 @@ impl LunReader for World {
     fn read_meanwhile(
         self: Arc<Self>,
         blocks: ByteRange,
-        mut memory: Memory,
+        pool: &MemoryPool,
         _: &ReadThreads,
     ) -> ReadMeanwhile {
         let len = usize::try_from(blocks.len()).unwrap();
+        let mut memory = pool.take(len);
         let read = self.read_at(blocks.start(), &mut memory[..len]);
         Box::pin(std::future::ready(read.map(|filled| (memory, filled))))
     }

@@ -15,7 +15,7 @@ pub(super) const SLAB_BUFFERS: usize = 32;
 /// only adds latency on the disks that were measured.
 pub(super) const SHARES: u32 = 16;
 
-/// Shares of reads that have their memory: as much as is in flight waits for its turn, so that the disk need not.
+/// Shares of reads that are at the paths: as much as is in flight waits for its turn, so that the disk need not.
 pub(super) const SHARES_ADMITTED: u32 = 2 * SHARES;
 
 /// Bytes of a read that take one share.

@@ -209,8 +209,7 @@ impl Lun {
             .ok_or_else(past_end)?;
         let skip = memory_len(range.start() - blocks.start())?;
         let wanted = skip..skip + memory_len(range.len())?;
-        let memory = self.memory.take(memory_len(blocks.len())?);
-        let blocks = path.read(blocks, wanted.end, memory, self.deadline).await?;
+        let blocks = path.read(blocks, wanted.end, &self.memory, self.deadline).await?;
         Ok(LunBytes { blocks, wanted })
     }
 }

@@ -10,7 +10,7 @@ use nix::libc;
 use volmap::range::ByteRange;
 
 use super::limits::FAILURES_IN_A_ROW;
-use super::memory::Memory;
+use super::memory::{Memory, MemoryPool};
 use super::reader::LunReader;
 use super::threads::ReadThreads;
 
@@ -64,16 +64,16 @@ impl LunPath {
         }
     }
 
-    /// Reads whole blocks, at least `needed` bytes of them.
+    /// Reads whole blocks, at least `needed` bytes of them, to memory of `pool`.
     pub(super) async fn read(
         &self,
         blocks: ByteRange,
         needed: usize,
-        memory: Memory,
+        pool: &MemoryPool,
         deadline: Option<Duration>,
     ) -> io::Result<Memory> {
         let threads = self.threads.within(deadline);
-        let read = Arc::clone(&self.reader).read_meanwhile(blocks, memory, &threads);
+        let read = Arc::clone(&self.reader).read_meanwhile(blocks, pool, &threads);
         let read = read.await.and_then(|(memory, filled)| {
             if filled < needed {
                 return Err(io::Error::other("a read came back short"));

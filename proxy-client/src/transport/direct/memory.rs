@@ -75,7 +75,7 @@ impl Kept {
 
 /// Buffers that nobody uses at the moment: a few blocks would hold the memory of a long read for as long as they are kept.
 #[derive(Clone, Debug)]
-pub(super) struct MemoryPool {
+pub struct MemoryPool {
     short: Kept,
     long: Kept,
 }
@@ -91,7 +91,7 @@ impl Default for MemoryPool {
 
 impl MemoryPool {
     /// Memory of at least `len` bytes, with anything in it.
-    pub(super) fn take(&self, len: usize) -> Memory {
+    pub fn take(&self, len: usize) -> Memory {
         let Some(pool) = [&self.short, &self.long].into_iter().find(|kept| len <= kept.len) else {
             return Memory {
                 buffer: Some(AlignedBuffer::zeroed(len)),

@@ -21,7 +21,7 @@ pub use backing::lies_on;
 pub use identity::own_identity;
 pub use lun::{Lun, LunBytes};
 pub use lun_path::LunPath;
-pub use memory::Memory;
+pub use memory::{Memory, MemoryPool};
 pub use open::{DirectOpener, NoDirectIo};
 pub use reader::{LunOpener, LunReader, ReadMeanwhile};
 pub use threads::ReadThreads;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use volmap::range::ByteRange;
 
-use super::memory::Memory;
+use super::memory::{Memory, MemoryPool};
 use super::threads::ReadThreads;
 
 /// One path to a LUN; test harnesses wrap it to let a writer or a fault in at a chosen point.
@@ -24,19 +24,23 @@ pub trait LunReader: Send + Sync {
     /// What the system says of the read.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 
-    /// Reads `blocks`, which are whole blocks, to the beginning of `memory` while the caller goes on: the memory, and how much of it
-    /// is filled. A disk is waited for on one of the threads of its path; a reader that has nothing to wait for does it its own way.
+    /// Reads `blocks`, which are whole blocks, to the beginning of memory of `pool` while the caller goes on: the memory, and how much of
+    /// it is filled. A disk is waited for on one of the threads of its path; a reader that has nothing to wait for does it its own way.
     fn read_meanwhile(
         self: Arc<Self>,
         blocks: ByteRange,
-        mut memory: Memory,
+        pool: &MemoryPool,
         threads: &ReadThreads,
     ) -> ReadMeanwhile
     where
         Self: 'static,
     {
+        let pool = pool.clone();
         threads.read(blocks.len(), move || {
-            let filled = self.read_at(blocks.start(), &mut memory[..memory_len(blocks.len())?])?;
+            let len = memory_len(blocks.len())?;
+            // Only now: what was given back last is in the cache of the processor still.
+            let mut memory = pool.take(len);
+            let filled = self.read_at(blocks.start(), &mut memory[..len])?;
             Ok((memory, filled))
         })
     }
