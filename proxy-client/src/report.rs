@@ -35,6 +35,8 @@ pub struct LunReport {
 pub struct PathReport {
     /// The path.
     pub path: String,
+    /// Bytes that this run read by it: data, what was read again or compared, and gaps that were read along.
+    pub bytes_read: u64,
     /// Reads by it that failed.
     pub failures: u64,
     /// Why nothing was read by it any more from then on.

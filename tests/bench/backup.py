@@ -398,15 +398,15 @@ def reads(bench, site, host, export, what, size, at_least):
 
 def bench_read(bench, site):
     volume, tiny = site.mount / "noise", site.mount / "tiny"
-    noise(volume, GIB)
+    noise(volume, 4 * GIB)
     noise(tiny, MIB)
     with Host(site, {"noise": volume, "tiny": tiny}) as host:
-        reads(bench, site, host, "noise", "1 GiB that is not fragmented", GIB, 0.97)
+        reads(bench, site, host, "noise", "4 GiB that is not fragmented", 4 * GIB, 0.97)
     volume.unlink()
 
 
 def bench_fragments(bench, site):
-    sizes = {"1m": (MIB, 512 * MIB, 0.97), "64k": (64 << 10, 512 * MIB, None), "4k": (4 << 10, 128 * MIB, None)}
+    sizes = {"1m": (MIB, 4 * GIB, 0.97), "64k": (64 << 10, 512 * MIB, None), "4k": (4 << 10, 128 * MIB, None)}
     volumes = {"tiny": site.mount / "tiny"}
     noise(volumes["tiny"], MIB)
     for name, (piece, size, _) in sizes.items():
@@ -532,7 +532,7 @@ def bench_incremental(bench, site, memory):
 
 
 def bench_memory(bench, site, memory):
-    cases = {"1 GiB, dense": (GIB, None), "1 TiB, 1 GiB of data in 16,384 pieces of 64 KiB": (1 << 40, (16_384, 64 << 10))}
+    cases = {"1 GiB, dense": (GIB, None), "1 GiB of data in pieces of 128 KiB": (2 * GIB, (8192, 128 << 10)), "1 TiB, 1 GiB of data in 16,384 pieces of 64 KiB": (1 << 40, (16_384, 64 << 10))}
     found = {}
     for name, (size, pieces) in cases.items():
         volume, out = site.mount / "volume", memory / "image"
@@ -607,7 +607,7 @@ def main():
         memory = pathlib.Path(memory)
         if "steady" in only:
             bench_steady(bench, memory)
-        site = Site(pathlib.Path(name), 5 * GIB)
+        site = Site(pathlib.Path(name), 10 * GIB)
         with site.undo, huge_pages():
             if "read" in only:
                 bench_read(bench, site)

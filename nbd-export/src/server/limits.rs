@@ -38,8 +38,9 @@ pub const CROWD: usize = 16;
 /// Descriptors that a session may take: its socket, and what its reactor needs.
 pub const SESSION_DESCRIPTORS: usize = 6;
 
-/// Descriptors for volumes, listeners and the standard streams.
-pub const OTHER_DESCRIPTORS: usize = 256;
+/// Descriptors for volumes, listeners and the standard streams. A frozen image keeps some ten open for each device below it, to see that
+/// nothing changes there.
+pub const OTHER_DESCRIPTORS: usize = 4096;
 
 /// Time for a whole handshake, unless said otherwise. Ten seconds is what qemu-nbd took as its fix of CVE-2024-7409: far more than any
 /// honest client on a bad line needs, and a held-open handshake does not keep a slot for longer.

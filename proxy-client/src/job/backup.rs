@@ -559,6 +559,7 @@ async fn lun_reports(luns: &Luns, tally: &Tally) -> Vec<LunReport> {
 
 fn path_report(path: &LunPath) -> PathReport {
     PathReport {
+        bytes_read: path.bytes(),
         path: path.path.display().to_string(),
         failures: path.failures(),
         given_up: path.given_up().map(str::to_owned),

@@ -449,8 +449,10 @@ impl<'a, S: FrozenSource> Work<'a, S> {
     }
 
     fn place(&mut self, read: &DirectRead, bytes: LunBytes) {
+        // A copy costs less than keeping the memory of a much longer read.
         if let [piece] = &read.scatter[..]
             && piece.volume.len() == read.range.len()
+            && bytes.fills_its_memory()
         {
             return self.assembly.take(piece.volume, Plain::Lun(bytes));
         }

@@ -17,7 +17,7 @@ use super::source::{FrozenSource, generations_whole};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::mapped::{DiskPlace, MappedExtent, unconfirmed};
 use crate::plan::reads::{Joining, Scatter, gather};
-use crate::transport::direct::{Lun, LunBytes};
+use crate::transport::direct::{Lun, LunBytes, MemoryPool};
 
 /// Places in the volume where a sample is looked for.
 const SAMPLES: usize = 24;
@@ -89,10 +89,11 @@ struct Difference {
 impl Luns {
     /// The LUNs of a job in the order of its contexts.
     pub fn new(luns: Vec<Lun>) -> Self {
+        let memory = MemoryPool::default();
         let slots = luns
             .into_iter()
             .map(|lun| LunSlot {
-                lun,
+                lun: lun.sharing(memory.clone()),
                 state: Mutex::default(),
                 searches: AtomicU32::new(0),
                 distrusted: AtomicBool::new(false),
@@ -498,6 +499,43 @@ mod tests {
             let compared = luns.compare_all(0, &world, vec![sample]).await;
             assert_eq!(compared.unwrap(), Ok(proves), "{moves}");
         }
+    }
+
+    /// It is there, and fails.
+    struct Failing(u64);
+
+    impl crate::transport::direct::LunReader for Failing {
+        fn size(&self) -> u64 {
+            self.0
+        }
+
+        fn block_size(&self) -> u64 {
+            128
+        }
+
+        fn read_at(&self, _: u64, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::from_raw_os_error(nix::libc::EIO))
+        }
+    }
+
+    /// It may be another disk, by which would be read as soon as the others fail.
+    #[tokio::test]
+    async fn a_path_that_fails_while_the_lun_is_proven_is_given_up() {
+        let world = World::new(&[false; 8], 100, Vec::new());
+        let mut luns = world.luns();
+        let lun = &mut luns.slots[0].lun;
+        lun.also_by("other".into(), Box::new(Failing(lun.size())))
+            .unwrap();
+        let map = map_whole(&world, ByteRange::new(0, world.size()).unwrap()).await;
+        let proven = luns.prove(0, &world, &map.unwrap()).await;
+        assert_eq!(proven.unwrap(), Ok(()));
+        let given_up: Vec<bool> = luns
+            .lun(0)
+            .paths()
+            .iter()
+            .map(|path| path.given_up().is_some())
+            .collect();
+        assert_eq!(given_up, [false, true]);
     }
 
     /// What is refused here says nothing against the disk.

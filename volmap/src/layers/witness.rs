@@ -74,6 +74,28 @@ impl Fact {
         })
     }
 
+    /// Whether the same attributes of the same device are in both.
+    fn tells_of_the_same(&self, other: &Self) -> bool {
+        let (
+            Self::Attributes {
+                device, remembered, ..
+            },
+            Self::Attributes {
+                device: of,
+                remembered: others,
+                ..
+            },
+        ) = (self, other)
+        else {
+            return false;
+        };
+        device == of
+            && remembered
+                .iter()
+                .map(|a| a.name)
+                .eq(others.iter().map(|a| a.name))
+    }
+
     fn check(&self) -> Result<(), String> {
         let unreadable = |what: &dyn std::fmt::Display, error: io::Error| {
             format!("{what} cannot be read any more: {error}")
@@ -154,8 +176,11 @@ pub struct LayerWitness {
 }
 
 impl LayerWitness {
+    /// What was remembered first is what has to be found: many segments of a volume lie on the same few devices.
     pub(super) fn remember(&mut self, fact: Fact) {
-        self.facts.push(fact);
+        if !self.facts.iter().any(|known| known.tells_of_the_same(&fact)) {
+            self.facts.push(fact);
+        }
     }
 
     /// Reads every layer again: some microseconds for each.

@@ -40,6 +40,11 @@ pub struct LunBytes {
 }
 
 impl LunBytes {
+    /// Whether most of the memory that this keeps is what was asked for.
+    pub fn fills_its_memory(&self) -> bool {
+        self.wanted.len() >= self.blocks.len() / 4 * 3
+    }
+
     /// The bytes that were asked for.
     pub fn bytes(&self) -> &[u8] {
         &self.blocks[self.wanted.clone()]
@@ -84,6 +89,12 @@ impl Lun {
             deadline: Some(deadline),
             ..self
         }
+    }
+
+    /// The same, with the memory of other LUNs.
+    #[must_use]
+    pub fn sharing(self, memory: MemoryPool) -> Self {
+        Self { memory, ..self }
     }
 
     /// Allows these ranges to be read, beside those that were allowed before. Without any all of it may be read.

@@ -29,6 +29,7 @@ pub struct LunPath {
     pub path: PathBuf,
     pub(super) reader: Arc<dyn LunReader>,
     threads: ReadThreads,
+    bytes: AtomicU64,
     failures: AtomicU64,
     in_a_row: AtomicU32,
     given_up: OnceLock<String>,
@@ -40,10 +41,16 @@ impl LunPath {
             path,
             reader: reader.into(),
             threads: ReadThreads::default(),
+            bytes: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             in_a_row: AtomicU32::new(0),
             given_up: OnceLock::new(),
         }
+    }
+
+    /// Bytes that were wanted of the LUN and read by it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Reads by it that failed.
@@ -80,30 +87,42 @@ impl LunPath {
             }
             Ok(memory)
         });
-        match &read {
-            Ok(_) => self.in_a_row.store(0, Ordering::Relaxed),
-            Err(error) => self.note(error, blocks),
+        match read {
+            Ok(memory) => {
+                self.in_a_row.store(0, Ordering::Relaxed);
+                self.bytes.fetch_add(needed as u64, Ordering::Relaxed);
+                Ok(memory)
+            }
+            Err(error) => {
+                self.note(&error, blocks);
+                // What had no turn says why the path was given up.
+                Err(match self.given_up() {
+                    Some(reason) if is_not_tried(&error) => io::Error::new(error.kind(), reason.to_owned()),
+                    _ => error,
+                })
+            }
         }
-        read
     }
 
     /// What a failed read makes of the path.
     fn note(&self, error: &io::Error, blocks: ByteRange) {
         // Nothing is wrong with a path by which something may not be read, and nothing new with one that was given up before it was tried.
-        let of_the_system = error.raw_os_error().is_some();
-        if error.kind() == io::ErrorKind::PermissionDenied
-            || error.kind() == io::ErrorKind::NotConnected && !of_the_system
-        {
+        if error.kind() == io::ErrorKind::PermissionDenied || is_not_tried(error) {
             return;
         }
         self.failures.fetch_add(1, Ordering::Relaxed);
         let in_a_row = self.in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
         let vanished = error.raw_os_error().is_some_and(|code| VANISHED.contains(&code));
-        let hung = error.kind() == io::ErrorKind::TimedOut && !of_the_system;
+        let hung = error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none();
         if !(vanished || hung || in_a_row >= FAILURES_IN_A_ROW) {
             tracing::warn!(lun = %self.path.display(), %blocks, %error, "a direct read failed");
             return;
         }
         self.give_up(&error.to_string());
     }
+}
+
+/// Whether a read was not even tried, because its path was given up before it had a turn.
+fn is_not_tried(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotConnected && error.raw_os_error().is_none()
 }

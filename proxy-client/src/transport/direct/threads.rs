@@ -34,6 +34,8 @@ struct Queue {
     left: u32,
     /// No read begins any more.
     closed: bool,
+    /// When a read last began or ended.
+    went_on: Instant,
 }
 
 impl Queue {
@@ -45,6 +47,7 @@ impl Queue {
         }
         let first = self.waiting.pop_front_if(|first| first.shares <= self.left)?;
         self.left -= first.shares;
+        self.went_on = Instant::now();
         Some(first)
     }
 }
@@ -62,6 +65,7 @@ impl Default for ReadThreads {
             waiting: VecDeque::new(),
             left: SHARES,
             closed: false,
+            went_on: Instant::now(),
         };
         Self {
             queue: Arc::new(Mutex::new(queue)),
@@ -94,8 +98,8 @@ impl ReadThreads {
     /// Does a read of `len` bytes on a thread, when its turn has come.
     ///
     /// # Errors
-    /// Those of the read; that it did not end in time ([`io::ErrorKind::TimedOut`], without a code of the system); or that it was not even
-    /// tried ([`io::ErrorKind::NotConnected`], without a code of the system).
+    /// Those of the read; that it, or all that were before it, did not end in time ([`io::ErrorKind::TimedOut`], without a code of the
+    /// system); or that it was not even tried ([`io::ErrorKind::NotConnected`], without a code of the system).
     pub(super) fn read(&self, len: u64, read: impl FnOnce() -> Filled + Send + 'static) -> ReadMeanwhile {
         let (done, mut answer) = oneshot::channel();
         let begun = Arc::new(OnceLock::new());
@@ -118,15 +122,20 @@ impl ReadThreads {
                 };
                 match answered {
                     Ok(answered) => return answered.unwrap_or_else(|_| Err(not_tried())),
-                    Err(_) if begun.get().is_some_and(|begun| begun.elapsed() >= deadline) => {
+                    // Without a turn it waits for those before it, unless they hang: nobody may wait for them any more to say so.
+                    Err(_) if threads.since(begun.get()).elapsed() >= deadline => {
                         let message = format!("a read did not end within {} s", deadline.as_secs_f64());
                         return Err(io::Error::new(io::ErrorKind::TimedOut, message));
                     }
-                    // It had no turn for long, or has it only now.
                     Err(_) => {}
                 }
             }
         })
+    }
+
+    /// Since when a read is waited for that began then, or has not begun.
+    fn since(&self, begun: Option<&Instant>) -> Instant {
+        begun.copied().unwrap_or_else(|| self.queue().went_on)
     }
 
     fn submit(&self, waiting: Waiting) {
@@ -163,6 +172,7 @@ impl ReadThreads {
             let _ = done.send(result.unwrap_or_else(|_| Err(io::Error::other("a read panicked"))));
             let mut queue = self.queue();
             queue.left += shares;
+            queue.went_on = Instant::now();
             next = queue.begin();
             // A long read makes room for several short ones.
             self.begin_what_may(queue);
@@ -265,6 +275,23 @@ mod tests {
         assert_eq!(waits.await.unwrap_err().kind(), io::ErrorKind::NotConnected);
         let late = threads.read(1, filled).await;
         assert_eq!(late.unwrap_err().kind(), io::ErrorKind::NotConnected);
+        drop(ends);
+    }
+
+    #[tokio::test]
+    async fn what_waits_behind_hung_reads_that_nobody_waits_for_ends_in_time() {
+        let threads = ReadThreads::default().within(Some(Duration::from_millis(100)));
+        let (begun, begins) = mpsc::channel();
+        let ends: Vec<_> = (0..4)
+            .map(|_| {
+                let (mut read, end) = held(&threads, LONG, &begun);
+                assert!((&mut read).now_or_never().is_none());
+                end
+            })
+            .collect();
+        assert_eq!(begins.iter().take(4).collect::<Vec<_>>(), [LONG; 4]);
+        let waits = timeout(Duration::from_secs(60), threads.read(LONG, filled)).await;
+        assert_eq!(waits.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(ends);
     }
 
