@@ -1,8 +1,11 @@
 //! Outputs that are full or fail: no half of an image looks like a whole one.
 
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Read;
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -49,12 +52,50 @@ fn most_memory(process: u32) -> u64 {
     line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// A file with noise in some ranges, which lie apart on the disk as well, so that each is read by itself: clones of parts of another.
+fn scattered(path: &Path, size: u64, data: &[Range<u64>]) {
+    const APART: u64 = 64 << 10;
+    let source = path.with_extension("source");
+    let all: u64 = data.iter().map(|range| range.end - range.start + APART).sum();
+    volume::dense(&source, all);
+    File::create(path).unwrap().set_len(size).unwrap();
+    let mut at = 0;
+    let mut commands = String::new();
+    for range in data {
+        let len = range.end - range.start;
+        writeln!(
+            commands,
+            "reflink {} {at} {} {len}",
+            source.display(),
+            range.start
+        )
+        .unwrap();
+        at += len + APART;
+    }
+    let mut xfs_io = std::process::Command::new("xfs_io")
+        .arg(path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    xfs_io
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(commands.as_bytes())
+        .unwrap();
+    assert!(xfs_io.wait().unwrap().success());
+    std::fs::remove_file(source).unwrap();
+    let stored = File::open(path).unwrap().metadata().unwrap().blocks() * 512;
+    assert!(stored >= all - APART * data.len() as u64, "{stored}");
+}
+
 /// Of what cannot be compressed, in pieces that each have memory of their own: the most that batches can take. Pieces of 64 KiB fill
 /// the memory of a short read, and those of 128 KiB are an eighth of a long one.
 #[test]
 fn while_an_output_takes_nothing_the_reads_stop_and_memory_stays_bounded() {
-    needs_loop_devices!("mkfs.xfs");
-    let site = disk::Mounted::xfs(1536 << 20);
+    needs_loop_devices!("mkfs.xfs", "xfs_io");
+    let site = disk::Mounted::xfs(3 << 30);
     let served: Vec<(String, PathBuf)> = [(10_000_u64, 64_u64 << 10), (5000, 128 << 10)]
         .into_iter()
         .map(|(count, len)| {
@@ -63,7 +104,7 @@ fn while_an_output_takes_nothing_the_reads_stop_and_memory_stays_bounded() {
             let pieces: Vec<_> = (0..count)
                 .map(|piece| (piece << 20)..(piece << 20) + len)
                 .collect();
-            volume::sparse(&volume, count << 20, &pieces);
+            scattered(&volume, count << 20, &pieces);
             (name, volume)
         })
         .collect();

@@ -1,13 +1,22 @@
 //! The memory of the C library.
 
-/// Has all threads take their memory from one heap. By default glibc gives threads heaps of their own, and what was freed in one is of no
-/// use to another, nor to the system (`mallopt(3)`, `M_ARENA_MAX`): memory that goes from thread to thread is held several times over.
-/// For the start of a program; on other C libraries it does nothing.
+/// Bytes of memory that the system gets back as soon as it is freed.
+const OF_ITS_OWN: nix::libc::c_int = 4 << 20;
+
+/// Free bytes at the end of the heap that are kept for the next to ask.
+const KEPT: nix::libc::c_int = 16 << 20;
+
+/// Has all threads take their memory from one heap, and large parts of it from the system itself (`mallopt(3)`). By default glibc gives
+/// threads heaps of their own, and what was freed in one is of no use to another, nor to the system: memory that goes from thread
+/// to thread is held several times over. And what is large it takes from the heap, too, once memory of that size was freed, where small ones
+/// between keep it from ever going back. For the start of a program; on other C libraries it does nothing.
 pub fn share() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes two numbers, and locks what it changes. That it may refuse costs memory only.
     unsafe {
         nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1);
+        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, OF_ITS_OWN);
+        nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, KEPT);
     }
 }
 

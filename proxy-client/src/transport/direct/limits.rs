@@ -8,8 +8,9 @@ pub(super) const POOLED_LEN: usize = (1 << 20) + 2 * 4096;
 /// Bytes of the memory of a short read, of 64 KiB and the blocks around it. Short ones are copied from at once.
 pub(super) const SMALL_LEN: usize = (64 << 10) + 2 * 4096;
 
-/// Buffers whose memory comes and goes at once: of long reads what two batches take, of short ones as many as are in flight.
-pub(super) const SLAB_BUFFERS: usize = 16;
+/// Bytes, at least, of buffers whose memory comes and goes at once: of long reads what a batch takes. So much is the system's again
+/// when it is freed ([`volmap::sys::heap`]).
+pub(super) const SLAB_LEN: usize = 8 << 20;
 
 /// Shares of a LUN: [`shares`] of them are taken by a read, so that four long reads or sixteen short ones are in flight. More
 /// only adds latency on the disks that were measured.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use volmap::storage::AlignedBuffer;
 
-use super::limits::{POOLED_LEN, SLAB_BUFFERS, SMALL_LEN};
+use super::limits::{POOLED_LEN, SLAB_LEN, SMALL_LEN};
 
 /// Buffers side by side, those that nobody uses at the moment.
 #[derive(Debug)]
@@ -37,6 +37,11 @@ impl Kept {
         }
     }
 
+    /// Buffers of a slab.
+    fn side_by_side(&self) -> usize {
+        SLAB_LEN.div_ceil(self.len)
+    }
+
     fn slabs(&self) -> MutexGuard<'_, Slabs> {
         self.slabs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,7 +58,7 @@ impl Kept {
         }
         all.made += 1;
         let number = all.made;
-        let mut free = AlignedBuffer::side_by_side(SLAB_BUFFERS, self.len);
+        let mut free = AlignedBuffer::side_by_side(self.side_by_side(), self.len);
         let buffer = free.pop().expect("a slab has buffers");
         all.slabs.push(Slab { number, free });
         (buffer, number)
@@ -67,8 +72,9 @@ impl Kept {
         }
         let mut unused = 0;
         all.slabs.retain(|slab| {
-            unused += usize::from(slab.free.len() == SLAB_BUFFERS);
-            slab.free.len() < SLAB_BUFFERS || unused == 1
+            let is_unused = slab.free.len() == self.side_by_side();
+            unused += usize::from(is_unused);
+            !is_unused || unused == 1
         });
     }
 }
@@ -155,16 +161,17 @@ mod tests {
             let again = pool.take(len - 1);
             assert_eq!((again.as_ptr(), again.len()), (address, len));
             drop(again);
-            let mut many: Vec<Memory> = (0..5 * SLAB_BUFFERS / 2).map(|_| pool.take(len)).collect();
-            assert_eq!(free_of(kept), [0, 0, SLAB_BUFFERS / 2]);
+            let count = kept.side_by_side();
+            let mut many: Vec<Memory> = (0..5 * count / 2).map(|_| pool.take(len)).collect();
+            assert_eq!(free_of(kept), [0, 0, count / 2]);
             // One in use keeps its slab; the first slabs are used first, and those that nobody uses go.
             let last = many.pop().unwrap();
             drop(many);
-            assert_eq!(free_of(kept), [SLAB_BUFFERS, SLAB_BUFFERS - 1]);
+            assert_eq!(free_of(kept), [count, count - 1]);
             let one = pool.take(len);
-            assert_eq!(free_of(kept), [SLAB_BUFFERS - 1, SLAB_BUFFERS - 1]);
+            assert_eq!(free_of(kept), [count - 1, count - 1]);
             drop((last, one));
-            assert_eq!(free_of(kept), [SLAB_BUFFERS]);
+            assert_eq!(free_of(kept), [count]);
         }
     }
 
@@ -179,7 +186,7 @@ mod tests {
         drop(longer);
         assert_eq!(
             (free_of(&pool.short), free_of(&pool.long)),
-            (vec![SLAB_BUFFERS], vec![SLAB_BUFFERS])
+            (vec![pool.short.side_by_side()], vec![pool.long.side_by_side()])
         );
     }
 }
