@@ -1,5 +1,6 @@
 //! What is owed by a backup image, and what by a job that failed.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,6 +22,17 @@ pub fn assert_holds(image: &Path, source: &Path) {
         "the restore gives other bytes"
     );
     std::fs::remove_file(restored).unwrap();
+}
+
+/// The image holds the bytes of `source`, and zeroes in these ranges, of which it says that nobody could read them.
+pub fn assert_holds_but(image: &Path, source: &Path, unreadable: &[Range<usize>]) {
+    let mut wanted = std::fs::read(source).unwrap();
+    for range in unreadable {
+        wanted[range.clone()].fill(0);
+    }
+    let by_zstd = digest::of_command(Command::new("zstd").args(["-dcq", "--"]).arg(image));
+    assert_eq!(by_zstd, blake3::hash(&wanted), "zstd -dc gives other bytes");
+    program::fails("proxy-client", 3, &["verify", image.to_str().unwrap()]);
 }
 
 /// Backs `source` up through nbdkit, which tells its holes.
