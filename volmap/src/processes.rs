@@ -2,16 +2,17 @@
 //!
 //! Between `fork` and `exec` a child has all descriptors of its parent, those that close at `exec` too, and for as long a file that is open
 //! for writing in the parent cannot be leased. So whoever closes such a file and then needs the lease keeps programs from being
-//! started meanwhile; all that this process starts is started here.
+//! started meanwhile; all that this process starts is started here. A child that has begun may still be closing what it does not need:
+//! who needs the lease asks for it again for a moment.
 
 use std::io;
 use std::process::{Child, Command};
 use std::sync::{PoisonError, RwLock};
 
-/// Read by those who start a program, until its own code runs.
+/// Read by those who start a program, until it has a memory of its own.
 static BEGINNING: RwLock<()> = RwLock::new(());
 
-/// Starts a program; it runs its own code when this returns.
+/// Starts a program; it has a memory of its own when this returns.
 ///
 /// # Errors
 /// As [`Command::spawn`].
@@ -20,7 +21,7 @@ pub fn spawn(command: &mut Command) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Does something while no child has descriptors that it does not know of.
+/// Does something while no program is being started.
 pub(crate) fn while_none_begins<T>(work: impl FnOnce() -> T) -> T {
     let _none = BEGINNING.write().unwrap_or_else(PoisonError::into_inner);
     work()

@@ -3,15 +3,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
 use uuid::Uuid;
 
 use super::clone_name::CloneName;
+use super::hold::{FileHold, Hold};
 use super::pinned::PinnedImage;
 use super::still_file::{self, Immutability, StillFile};
 use super::{FreezeError, Strength};
@@ -26,6 +28,9 @@ pub(crate) const METHOD: &str = "reflink";
 
 /// What a clone is good for.
 pub(crate) const STRENGTH: Strength = Strength::CrashConsistent;
+
+/// How long a program that is being started may go on having our descriptors.
+const FOREIGN_DESCRIPTORS: Duration = Duration::from_secs(2);
 
 /// A new clone, removed again unless the freeze gets to the end.
 struct NewClone {
@@ -59,6 +64,21 @@ pub(crate) struct FileClone {
     uuid: Uuid,
     frozen_at: SystemTime,
     made_immutable: bool,
+    /// As it was when nobody could open it for writing any more.
+    left_at: LastChange,
+}
+
+/// When content and attributes of a file changed last, in seconds and nanoseconds.
+type LastChange = [i64; 4];
+
+fn last_change(file: &File) -> io::Result<LastChange> {
+    let found = file.metadata()?;
+    Ok([
+        found.mtime(),
+        found.mtime_nsec(),
+        found.ctime(),
+        found.ctime_nsec(),
+    ])
 }
 
 /// Clones the file at `path` into `clone_dir`, or beside itself.
@@ -116,11 +136,13 @@ pub(crate) fn take(
     // Immutable before anybody can find it and open it; whoever did already is found by the lease. Failing that, the clone goes
     // over NBD: said when it is pinned.
     let made_immutable = inode_flags::set_immutable(&new.open, true).is_ok();
+    let left_at = last_change(&new.open).map_err(failed)?;
     Ok(FileClone {
         new,
         uuid,
         frozen_at,
         made_immutable,
+        left_at,
     })
 }
 
@@ -153,6 +175,7 @@ impl FileClone {
         }
         amend(&self.new.open).map_err(failed)?;
         self.made_immutable = inode_flags::set_immutable(&self.new.open, true).is_ok();
+        self.left_at = last_change(&self.new.open).map_err(failed)?;
         self.frozen_at = frozen_at;
         Ok(())
     }
@@ -182,7 +205,7 @@ impl FileClone {
         let mut hold = processes::while_none_begins(|| {
             // A lease is refused as long as a writable descriptor is open, so this closes ours.
             self.new.open = read_only;
-            still_file::hold(reader, &clone_path, false)
+            hold_clone(&reader, &clone_path, self.left_at)
         })?;
         self.new.kept = true;
         hold.owns_clone(clone_path.clone(), self.made_immutable, self.new.note.take());
@@ -200,10 +223,81 @@ impl FileClone {
     }
 }
 
+/// Holds a clone that we alone had open for writing. A program that was just started may have that descriptor for a moment yet: its
+/// parent goes on when it has a memory of its own (`exec_mmap` in fs/exec.c), and descriptors are closed after that. So the lease is asked
+/// for again; a writer that came and went meanwhile has changed the times of the file.
+///
+/// # Errors
+/// [`FreezeError::WriterPresent`]; those of the lease.
+fn hold_clone(reader: &File, path: &Path, left_at: LastChange) -> Result<FileHold, FreezeError> {
+    let failed = |source| FreezeError::Clone {
+        clone: path.to_owned(),
+        source,
+    };
+    let deadline = Instant::now() + FOREIGN_DESCRIPTORS;
+    let hold = loop {
+        match still_file::hold(reader.try_clone().map_err(failed)?, path, false) {
+            Err(FreezeError::WriterPresent { .. }) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            held => break held?,
+        }
+    };
+    if last_change(hold.file()).map_err(failed)? != left_at {
+        return Err(FreezeError::WriterPresent {
+            path: path.to_owned(),
+        });
+    }
+    Ok(hold)
+}
+
 /// Where the clones of a volume go if nobody says.
 pub(crate) fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A clone that somebody still has open for writing.
+    fn clone_and_writer(directory: &Path) -> (PathBuf, File, LastChange) {
+        let path = directory.join("clone");
+        fs::write(&path, "before").unwrap();
+        let writer = OpenOptions::new().append(true).open(&path).unwrap();
+        // Some kernels tell times in steps of their clock.
+        thread::sleep(Duration::from_millis(50));
+        let left_at = last_change(&writer).unwrap();
+        (path, writer, left_at)
+    }
+
+    #[test]
+    fn a_descriptor_that_is_about_to_be_closed_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, writer, left_at) = clone_and_writer(directory.path());
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                thread::sleep(Duration::from_millis(100));
+                drop(writer);
+            });
+            hold_clone(&File::open(&path).unwrap(), &path, left_at).unwrap();
+        });
+    }
+
+    #[test]
+    fn one_that_stays_or_was_written_through_is_a_writer() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, mut writer, left_at) = clone_and_writer(directory.path());
+        let reader = File::open(&path).unwrap();
+        let refused = |held| matches!(held, Err(FreezeError::WriterPresent { .. }));
+        assert!(refused(hold_clone(&reader, &path, left_at)), "it stays");
+        writer.write_all(b"more").unwrap();
+        drop(writer);
+        assert!(refused(hold_clone(&reader, &path, left_at)), "it was changed");
     }
 }
