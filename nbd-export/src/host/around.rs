@@ -1,6 +1,7 @@
 //! What goes on around a freeze: hooks before and after it, and a guardian that sees to the end of both.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -26,6 +27,7 @@ pub(super) enum WhileAnother {
 pub struct Around<'h> {
     hooks: &'h Hooks,
     turns: &'h Turns,
+    state_dir: Option<&'h Path>,
     while_another: WhileAnother,
     occasion: Occasion,
     /// Started when it is needed first.
@@ -39,6 +41,7 @@ impl<'h> Around<'h> {
     pub(super) fn new(
         hooks: &'h Hooks,
         turns: &'h Turns,
+        state_dir: Option<&'h Path>,
         while_another: WhileAnother,
         set: Option<&str>,
         volumes: Vec<String>,
@@ -46,6 +49,7 @@ impl<'h> Around<'h> {
         Self {
             hooks,
             turns,
+            state_dir,
             while_another,
             occasion: Occasion {
                 set: set.map(ToOwned::to_owned),
@@ -105,7 +109,7 @@ impl<'h> Around<'h> {
     fn guardian(&mut self) -> Result<&mut Guardian, Error> {
         let guardian = match self.guardian.take() {
             Some(guardian) => guardian,
-            None => Guardian::start(self.hooks, &self.occasion)?,
+            None => Guardian::start(self.hooks, self.state_dir, &self.occasion)?,
         };
         Ok(self.guardian.insert(guardian))
     }

@@ -208,7 +208,14 @@ impl Host {
     }
 
     fn around(&self, while_another: WhileAnother, set: Option<&str>, volumes: Vec<String>) -> Around<'_> {
-        Around::new(self.hooks(), self.turns(), while_another, set, volumes)
+        Around::new(
+            self.hooks(),
+            self.turns(),
+            self.state_dir(),
+            while_another,
+            set,
+            volumes,
+        )
     }
 
     /// Exports frozen images, all at once, or none where the host is closed.

@@ -5,7 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
-use volmap::leftovers::{Finding, Leftover, LeftoverKind, LvmLeftover, clones_in, in_use, pages};
+use volmap::leftovers::{
+    FileLeftover, Finding, Leftover, LeftoverKind, LvmLeftover, clones_in, file_systems, in_use, pages,
+};
 
 /// Something that was left behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,8 +21,8 @@ pub struct FoundLeftover {
 /// What can be left behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LeftBehind {
-    /// A file, or a flag of one.
-    File(Leftover),
+    /// Something that was written down, or is told by its name.
+    Recorded(Leftover),
     /// Something of LVM's.
     Lvm(LvmLeftover),
 }
@@ -29,17 +31,18 @@ impl FoundLeftover {
     fn of(leftover: Leftover) -> io::Result<Self> {
         Ok(Self {
             finding: leftover.find()?,
-            what: LeftBehind::File(leftover),
+            what: LeftBehind::Recorded(leftover),
         })
     }
 
     /// What kind of thing it is, in a word.
     pub fn kind(&self) -> &'static str {
         match &self.what {
-            LeftBehind::File(leftover) => match leftover.kind {
+            LeftBehind::Recorded(Leftover::File(leftover)) => match leftover.kind {
                 LeftoverKind::Clone => "clone",
                 LeftoverKind::Immutable(_) => "immutable",
             },
+            LeftBehind::Recorded(Leftover::FileSystem(_)) => "file-system",
             LeftBehind::Lvm(leftover) => leftover.kind(),
         }
     }
@@ -47,7 +50,7 @@ impl FoundLeftover {
     /// Where it is, or what LVM calls it.
     pub fn path(&self) -> PathBuf {
         match &self.what {
-            LeftBehind::File(leftover) => leftover.path.clone(),
+            LeftBehind::Recorded(leftover) => leftover.path().to_owned(),
             LeftBehind::Lvm(leftover) => leftover.name().into(),
         }
     }
@@ -55,29 +58,37 @@ impl FoundLeftover {
     /// The frozen image that it belongs to, where that is known.
     pub fn frozen(&self) -> Option<Uuid> {
         match &self.what {
-            LeftBehind::File(leftover) => Some(leftover.frozen),
+            LeftBehind::Recorded(Leftover::File(leftover)) => Some(leftover.frozen),
+            LeftBehind::Recorded(Leftover::FileSystem(_)) => None,
             LeftBehind::Lvm(leftover) => leftover.frozen(),
         }
     }
 
     fn is(&self, leftover: &Leftover) -> bool {
-        matches!(&self.what, LeftBehind::File(found) if found == leftover)
+        matches!(&self.what, LeftBehind::Recorded(found) if found == leftover)
     }
 
     fn is_at(&self, path: &Path) -> bool {
-        matches!(&self.what, LeftBehind::File(found) if found.path == path)
+        matches!(&self.what, LeftBehind::Recorded(Leftover::File(found)) if found.path == path)
     }
 }
 
 impl fmt::Display for FoundLeftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
-            LeftBehind::File(leftover) => match leftover.kind {
+            LeftBehind::Recorded(Leftover::File(leftover)) => match leftover.kind {
                 LeftoverKind::Clone => write!(f, "the clone {}", leftover.path.display()),
                 LeftoverKind::Immutable(_) => {
                     write!(f, "the immutable flag (chattr +i) of {}", leftover.path.display())
                 }
             },
+            LeftBehind::Recorded(Leftover::FileSystem(file_system)) => {
+                write!(
+                    f,
+                    "the freeze of the file system of {}",
+                    file_system.path.display()
+                )
+            }
             LeftBehind::Lvm(leftover) => leftover.fmt(f),
         }
     }
@@ -109,20 +120,57 @@ pub fn remove_lvm() -> io::Result<Vec<(FoundLeftover, io::Result<()>)>> {
     let removed = |found: FoundLeftover| {
         let outcome = match &found.what {
             LeftBehind::Lvm(leftover) => leftover.remove(),
-            LeftBehind::File(leftover) => leftover.remove(),
+            LeftBehind::Recorded(leftover) => leftover.remove(),
         };
         (found, outcome)
     };
     Ok(lvm_leftovers()?.into_iter().map(removed).collect())
 }
 
+/// Thaws the file systems that dead guardians left frozen: each with what came of it. To be called before anything is written.
+///
+/// # Errors
+/// The state directory cannot be read, or not be written to once all are thawed.
+pub(super) fn thaw_file_systems(state: &Path) -> io::Result<Vec<(FoundLeftover, io::Result<()>)>> {
+    let mut thawed = Vec::new();
+    for file_system in file_systems(state)? {
+        let found = FoundLeftover::of(Leftover::FileSystem(file_system.clone()))?;
+        if found.finding != Finding::Gone {
+            thawed.push((found, file_system.thaw()));
+        }
+    }
+    if !thawed.iter().any(may_be_frozen) {
+        for page in pages(state)? {
+            page.cross_out(|leftover| {
+                let failed = thawed
+                    .iter()
+                    .any(|(found, outcome)| found.is(leftover) && outcome.is_err());
+                matches!(leftover, Leftover::FileSystem(_)) && !failed
+            })?;
+        }
+    }
+    Ok(thawed)
+}
+
+/// Whether to write would wait for it, for all that is known.
+fn may_be_frozen((found, outcome): &(FoundLeftover, io::Result<()>)) -> bool {
+    found.finding == Finding::There && outcome.is_err()
+}
+
 /// What is written down in a state directory by agents that are dead, and the clones that lie in some directories. Nothing is changed
-/// but records of what is gone by itself.
+/// but records of what is gone by itself. Where file systems may be frozen, it is these alone: to look for more would wait for them.
 ///
 /// # Errors
 /// A directory cannot be read, or nobody can tell what is in use.
 pub fn leftovers(state: &Path, clone_dirs: &[PathBuf]) -> io::Result<Vec<FoundLeftover>> {
     let mut found = Vec::new();
+    for file_system in file_systems(state)? {
+        found.push(FoundLeftover::of(Leftover::FileSystem(file_system))?);
+    }
+    if found.iter().any(|found| found.finding == Finding::There) {
+        return Ok(found);
+    }
+    found.clear();
     for page in pages(state)? {
         for leftover in page.leftovers() {
             found.push(FoundLeftover::of(leftover.clone())?);
@@ -137,7 +185,7 @@ pub fn leftovers(state: &Path, clone_dirs: &[PathBuf]) -> io::Result<Vec<FoundLe
     let mut unrecorded = Vec::new();
     for leftover in unrecorded_clones(state, clone_dirs)? {
         if !found.iter().any(|found| found.is_at(&leftover.path)) {
-            unrecorded.push(FoundLeftover::of(leftover)?);
+            unrecorded.push(FoundLeftover::of(Leftover::File(leftover))?);
         }
     }
     found.extend(unrecorded);
@@ -149,10 +197,15 @@ pub fn leftovers(state: &Path, clone_dirs: &[PathBuf]) -> io::Result<Vec<FoundLe
 /// # Errors
 /// As [`leftovers`].
 pub fn remove(state: &Path, clone_dirs: &[PathBuf]) -> io::Result<Vec<(FoundLeftover, io::Result<()>)>> {
-    let mut removed: Vec<(FoundLeftover, io::Result<()>)> = Vec::new();
+    let mut removed = thaw_file_systems(state)?;
+    if removed.iter().any(may_be_frozen) {
+        return Ok(removed);
+    }
     for page in pages(state)? {
         let mut failed = None;
         page.cross_out(|leftover| match FoundLeftover::of(leftover.clone()) {
+            // What is left of these could not be thawed.
+            Ok(_) if matches!(leftover, Leftover::FileSystem(_)) => false,
             Ok(found) if found.finding == Finding::Gone => true,
             Ok(found) => {
                 let outcome = leftover.remove();
@@ -171,7 +224,7 @@ pub fn remove(state: &Path, clone_dirs: &[PathBuf]) -> io::Result<Vec<(FoundLeft
     }
     for leftover in unrecorded_clones(state, clone_dirs)? {
         if !removed.iter().any(|(found, _)| found.is_at(&leftover.path)) {
-            let found = FoundLeftover::of(leftover.clone())?;
+            let found = FoundLeftover::of(Leftover::File(leftover.clone()))?;
             removed.push((found, leftover.remove()));
         }
     }
@@ -179,12 +232,13 @@ pub fn remove(state: &Path, clone_dirs: &[PathBuf]) -> io::Result<Vec<(FoundLeft
 }
 
 /// Clones in these directories that are on no page of a living agent.
-fn unrecorded_clones(state: &Path, clone_dirs: &[PathBuf]) -> io::Result<Vec<Leftover>> {
+fn unrecorded_clones(state: &Path, clone_dirs: &[PathBuf]) -> io::Result<Vec<FileLeftover>> {
     let used = in_use(state)?;
     let mut clones = Vec::new();
     for directory in clone_dirs {
         for clone in clones_in(directory)? {
-            if !used.iter().chain(&clones).any(|known| known.path == clone.path) {
+            let is_used = used.iter().any(|known| known.path() == clone.path);
+            if !is_used && !clones.iter().any(|known: &FileLeftover| known.path == clone.path) {
                 clones.push(clone);
             }
         }

@@ -16,7 +16,7 @@ use volmap::set::SetOrigin;
 use volmap::tag::Tag;
 
 use super::around::Around;
-use super::leftovers::leftovers;
+use super::leftovers::{leftovers, thaw_file_systems};
 use super::registry::Host;
 use super::source::{CopyAreaFill, FillState, OnFullReport, Source, VolumeKind};
 use super::volume_set::{Member, VolumeSet};
@@ -36,13 +36,16 @@ impl Host {
         let clock = Arc::new(GenerationClock::start().map_err(system)?);
         let declared = |why| Error::caused(ErrorKind::Volume, "--identity", why);
         let layers = Arc::new(Layers::new(config.identities.clone()).map_err(declared)?);
+        // First, as the state directory may lie in one of them.
+        thaw_what_was_left(&config.state_dir.path);
+        warn_of_leftovers(config);
+        let ledger = open_ledger(config)?;
         let host = Self::new()
             .with_access(config.access.clone())
             .with_hooks(config.hooks.clone())
+            .with_state_dir(ledger.is_some().then(|| config.state_dir.path.clone()))
             .keeping(config.keep_for_incremental)
             .freezing_on_request(config.on_request.clone());
-        warn_of_leftovers(config);
-        let ledger = open_ledger(config)?;
         let options = |freezing: &Freezing| FreezeOptions {
             method: method(freezing.method),
             clone_dir: freezing.clone_dir.clone(),
@@ -126,6 +129,23 @@ fn open_ledger(config: &ServeConfig) -> Result<Option<Arc<Ledger>>, Error> {
         Err(error) => {
             let what = format!("--state-dir {}", state.path.display());
             Err(Error::caused(ErrorKind::System, what, error))
+        }
+    }
+}
+
+/// Nothing stays frozen longer than it has to: whoever waits for a file system waits for ever.
+fn thaw_what_was_left(state: &Path) {
+    let thawed = thaw_file_systems(state).unwrap_or_else(|error| {
+        tracing::debug!(%error, "cannot look for file systems that were left frozen");
+        Vec::new()
+    });
+    for (leftover, outcome) in thawed {
+        match outcome {
+            Ok(()) => tracing::warn!("{leftover}, left by an agent that was killed, is ended"),
+            Err(error) => tracing::error!(
+                %error,
+                "{leftover}, left by an agent that was killed, cannot be ended: use fsfreeze --unfreeze"
+            ),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,6 +40,8 @@ pub struct Host {
     access: AllowLists,
     hooks: Hooks,
     turns: Turns,
+    /// Where it is written down which file systems are frozen.
+    state_dir: Option<PathBuf>,
     /// How many frozen images of a volume are kept for incrementals; 0: none, and nothing is told of what changed.
     keep: usize,
     /// Freezes and thaws.
@@ -96,6 +99,13 @@ impl Host {
     pub fn with_hooks(mut self, hooks: Hooks) -> Self {
         self.turns = Turns::of(&hooks);
         self.hooks = hooks;
+        self
+    }
+
+    /// Writes down there which file systems are frozen while they are.
+    #[must_use]
+    pub fn with_state_dir(mut self, state_dir: Option<PathBuf>) -> Self {
+        self.state_dir = state_dir;
         self
     }
 
@@ -190,6 +200,10 @@ impl Host {
 
     pub(super) fn turns(&self) -> &Turns {
         &self.turns
+    }
+
+    pub(super) fn state_dir(&self) -> Option<&Path> {
+        self.state_dir.as_deref()
     }
 
     /// Exports frozen images, or gives them back where the host is closed.

@@ -1,8 +1,8 @@
 //! The guardian, asked directly: file systems that it froze are thawed whatever its agent does.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -13,8 +13,9 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tests::disk::Mounted;
 use tests::needs_loop_devices;
-use tests::program::built;
+use tests::program::{Host, built, nbd_export};
 use tests::site::text;
+use volmap::sys::file_system;
 
 /// A guardian without an agent.
 struct Guard {
@@ -32,6 +33,23 @@ impl Guard {
             .unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
         Self { child, answers }
+    }
+
+    /// One that writes down what it freezes.
+    fn with_state_dir(state: &Path) -> Self {
+        let mut guard = Self::start();
+        let hooks = json!({ "pre_freeze": null, "post_freeze": null, "post_thaw": null,
+            "timeout": { "secs": 20, "nanos": 0 } });
+        let occasion = json!({ "set": null, "volumes": [], "frozen": [] });
+        let state = text(state).as_bytes();
+        let begin = json!({ "begin": { "hooks": hooks, "occasion": occasion, "state_dir": state } });
+        assert_eq!(guard.ask(&begin), "done");
+        guard
+    }
+
+    /// As the kernel does where memory is short, and as a service manager does to all that is left of a service.
+    fn killed(mut self) {
+        self.child.kill().unwrap();
     }
 
     fn ask(&mut self, order: &Value) -> Value {
@@ -56,6 +74,45 @@ impl Drop for Guard {
         self.hang_up();
         self.child.wait().unwrap();
     }
+}
+
+/// Thaws file systems when it is dropped, or after five minutes: what a failed test leaves frozen holds up all that is to come.
+struct Thaw(Vec<PathBuf>);
+
+impl Thaw {
+    fn of(paths: &[&Path]) -> Self {
+        let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
+        let later = Self(paths.clone());
+        thread::spawn(move || {
+            thread::sleep(Duration::from_secs(300));
+            drop(later);
+        });
+        Self(paths)
+    }
+}
+
+impl Drop for Thaw {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // It is an error where it is not frozen, as it should be.
+            if let Ok(root) = File::open(path) {
+                file_system::thaw(&root).ok();
+            }
+        }
+    }
+}
+
+/// What `nbd-export cleanup` says, of the kind and state of each leftover.
+fn cleanup(state: &Path, more: &[&str]) -> Vec<(String, String)> {
+    let arguments = [&["cleanup", "--json", "--state-dir", text(state)], more].concat();
+    let found: Value = serde_json::from_str(&nbd_export(&arguments)).unwrap();
+    let word = |row: &Value, key| row[key].as_str().unwrap().to_owned();
+    let rows = found["leftovers"].as_array().unwrap().iter();
+    rows.map(|row| (word(row, "kind"), word(row, "state"))).collect()
+}
+
+fn file_systems(count: usize, state: &str) -> Vec<(String, String)> {
+    vec![("file-system".to_owned(), state.to_owned()); count]
 }
 
 /// Whether a file system takes a write, which waits while it is frozen: how long that took, if it came to an end in time.
@@ -141,4 +198,68 @@ fn all_are_frozen_or_none_is_and_what_somebody_else_froze_stays_so() {
         "{thawed}"
     );
     assert!(write_within(paths[1], SOON).is_some());
+}
+
+#[test]
+fn what_is_frozen_when_the_guardian_is_killed_too_is_thawed_by_cleanup() {
+    needs_loop_devices!("mkfs.xfs", "mkfs.ext4");
+    let disks = [Mounted::xfs(320 << 20), Mounted::ext4(64 << 20)];
+    let paths = [disks[0].path.as_path(), disks[1].path.as_path()];
+    let _thaw = Thaw::of(&paths);
+    // The second one lies in what is frozen: nobody can write to it before the thaw.
+    for state in [disks[0].outside().join("state"), paths[0].join("state")] {
+        let mut guard = Guard::with_state_dir(&state);
+        assert_eq!(guard.freeze(&paths, 60), "done");
+        assert_eq!(cleanup(&state, &[]), [], "the guardian lives");
+        guard.killed();
+        assert!(write_within(paths[1], A_WHILE).is_none(), "it is frozen");
+        assert_eq!(cleanup(&state, &[]), file_systems(2, "there"));
+        assert!(write_within(paths[1], A_WHILE).is_none(), "it was only shown");
+        assert_eq!(cleanup(&state, &["--yes"]), file_systems(2, "removed"));
+        for path in paths {
+            assert!(write_within(path, SOON).is_some());
+        }
+        assert_eq!(cleanup(&state, &[]), []);
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 0, "no pages are left");
+    }
+}
+
+#[test]
+fn what_is_frozen_when_the_guardian_is_killed_too_is_thawed_by_the_next_agent() {
+    needs_loop_devices!("mkfs.xfs");
+    let disk = Mounted::xfs(320 << 20);
+    let _thaw = Thaw::of(&[&disk.path]);
+    fs::write(disk.path.join("volume"), vec![7; 1 << 20]).unwrap();
+    for state in [disk.outside().join("state"), disk.path.join("state")] {
+        let mut guard = Guard::with_state_dir(&state);
+        assert_eq!(guard.freeze(&[&disk.path], 60), "done");
+        guard.killed();
+        assert!(write_within(&disk.path, A_WHILE).is_none(), "it is frozen");
+        let volume = disk.path.join("volume");
+        let socket = disk.outside().join("socket");
+        let agent = Host::serve(&[
+            "--state-dir",
+            text(&state),
+            "--socket",
+            text(&socket),
+            text(&volume),
+        ]);
+        assert!(write_within(&disk.path, SOON).is_some());
+        assert!(agent.terminate().success());
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 0, "no pages are left");
+    }
+}
+
+#[test]
+fn a_guardian_that_ends_leaves_nothing_written_down() {
+    needs_loop_devices!("mkfs.ext4");
+    let disk = Mounted::ext4(64 << 20);
+    let _thaw = Thaw::of(&[&disk.path]);
+    let state = disk.path.join("state");
+    let mut guard = Guard::with_state_dir(&state);
+    assert_eq!(guard.freeze(&[&disk.path], 60), "done");
+    assert_eq!(guard.ask(&json!("thaw-file-systems")), "done");
+    assert_eq!(guard.freeze(&[&disk.path], 60), "done");
+    drop(guard);
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
 }

@@ -19,7 +19,7 @@ use super::still_file::{self, Immutability, StillFile};
 use super::{FreezeError, Strength};
 use crate::generation::GenerationClock;
 use crate::layers::Layers;
-use crate::leftovers::{Ledger, Leftover, LeftoverKind, Note};
+use crate::leftovers::{FileLeftover, Ledger, Leftover, LeftoverKind, Note};
 use crate::processes;
 use crate::sys::{clone, inode_flags};
 
@@ -100,7 +100,8 @@ pub(crate) fn take(
     };
     let noted = |ledger: &Arc<Ledger>| {
         let name = CloneName::of(path, uuid).to_file_name();
-        ledger.note(&Leftover::at(LeftoverKind::Clone, &clone_dir, &name, uuid)?)
+        let clone = FileLeftover::at(LeftoverKind::Clone, &clone_dir, &name, uuid)?;
+        ledger.note(&Leftover::File(clone))
     };
     let note = ledger.map(noted).transpose().map_err(failed)?;
     let writable = OpenOptions::new()

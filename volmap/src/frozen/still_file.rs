@@ -14,7 +14,7 @@ use super::pinned::{Frozen, PinnedImage, Survey, SurveyAgain};
 use super::{Description, FreezeError, FrozenError, Stability, Strength};
 use crate::generation::GenerationClock;
 use crate::layers::{Layers, VolumeKind};
-use crate::leftovers::{Ledger, Leftover, LeftoverKind, Note};
+use crate::leftovers::{FileLeftover, Ledger, Leftover, LeftoverKind, Note};
 use crate::store::{Below, Store, StoreGraph};
 use crate::sys::file_system::{self, FileSystemType};
 use crate::sys::lease;
@@ -190,8 +190,8 @@ impl<'a> StillFile<'a> {
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let leftover = Leftover::at(LeftoverKind::Immutable(inode), directory, name, self.uuid)?;
-        ledger.note(&leftover).map(Some)
+        let leftover = FileLeftover::at(LeftoverKind::Immutable(inode), directory, name, self.uuid)?;
+        ledger.note(&Leftover::File(leftover)).map(Some)
     }
 }
 

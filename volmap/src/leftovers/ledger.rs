@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::file_system::FrozenFileSystem;
 use super::record::Leftover;
 
 /// The file that a living agent holds locked.
@@ -114,6 +115,28 @@ pub struct Page {
     _lock: File,
 }
 
+/// The file systems that dead guardians may have left frozen. Nothing is written, so this does not wait for what may be frozen.
+///
+/// # Errors
+/// Of the file system.
+pub fn file_systems(state: &Path) -> io::Result<Vec<FrozenFileSystem>> {
+    let mut left = Vec::new();
+    for directory in page_directories(state)? {
+        // Without a lock file it is of an agent that ended by itself, and a page of files.
+        let lock = match File::open(directory.join(LOCK)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            lock => lock?,
+        };
+        if is_free(&lock)? {
+            left.extend(records_in(&directory).filter_map(|leftover| match leftover {
+                Leftover::FileSystem(file_system) => Some(file_system),
+                Leftover::File(_) => None,
+            }));
+        }
+    }
+    Ok(left)
+}
+
 /// The pages of dead agents in a state directory. One that is not there has none.
 ///
 /// # Errors
@@ -136,12 +159,16 @@ pub fn in_use(state: &Path) -> io::Result<Vec<Leftover>> {
     let mut used = Vec::new();
     for directory in page_directories(state)? {
         if lock_of_a_dead_agent(&directory)?.is_none() {
-            let texts = fs::read_dir(&directory).into_iter().flatten().flatten();
-            // What vanishes meanwhile is not in use.
-            used.extend(texts.filter_map(|entry| Leftover::parse(&fs::read_to_string(entry.path()).ok()?)));
+            used.extend(records_in(&directory));
         }
     }
     Ok(used)
+}
+
+/// What stands on a page; what vanishes meanwhile does not.
+fn records_in(page: &Path) -> impl Iterator<Item = Leftover> {
+    let entries = fs::read_dir(page).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Leftover::parse(&fs::read_to_string(entry.path()).ok()?))
 }
 
 fn page_directories(state: &Path) -> io::Result<Vec<PathBuf>> {
@@ -178,9 +205,14 @@ fn lock_of_a_dead_agent(page: &Path) -> io::Result<Option<File>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         lock => lock?,
     };
+    Ok(is_free(&lock)?.then_some(lock))
+}
+
+/// Takes a lock, if nobody has it.
+fn is_free(lock: &File) -> io::Result<bool> {
     match lock.try_lock() {
-        Ok(()) => Ok(Some(lock)),
-        Err(TryLockError::WouldBlock) => Ok(None),
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
@@ -208,7 +240,7 @@ impl Page {
                 None => page.unreadable += 1,
             }
         }
-        page.records.sort_by(|a, b| a.1.path.cmp(&b.1.path));
+        page.records.sort_by(|a, b| a.1.path().cmp(b.1.path()));
         Ok(page)
     }
 
@@ -263,16 +295,16 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::LeftoverKind;
+    use super::super::record::{FileLeftover, LeftoverKind};
     use super::*;
 
     fn clone_at(path: &str) -> Leftover {
-        Leftover {
+        Leftover::File(FileLeftover {
             kind: LeftoverKind::Clone,
             path: path.into(),
             directory: 2,
             frozen: Uuid::from_u128(7),
-        }
+        })
     }
 
     #[test]
@@ -294,6 +326,29 @@ mod tests {
         let found = pages(&state).unwrap().pop().unwrap();
         found.cross_out(|leftover| *leftover == clone_at("/a")).unwrap();
         assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn file_systems_are_those_of_the_dead_alone() {
+        let state = tempfile::tempdir().unwrap();
+        assert!(file_systems(&state.path().join("none")).unwrap().is_empty());
+        let root = FrozenFileSystem::of(&File::open("/").unwrap()).unwrap();
+        let ledger = Ledger::open(state.path()).unwrap();
+        let notes = [
+            ledger.note(&clone_at("/a")).unwrap(),
+            ledger.note(&Leftover::FileSystem(root.clone())).unwrap(),
+        ];
+        assert!(file_systems(state.path()).unwrap().is_empty(), "it lives");
+        // As a process does that is killed.
+        let page = ledger.page.clone();
+        let copy = state.path().join(Uuid::new_v4().to_string());
+        fs::create_dir(&copy).unwrap();
+        for entry in fs::read_dir(page).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+        drop((notes, ledger));
+        assert_eq!(file_systems(state.path()).unwrap(), [root]);
     }
 
     #[test]

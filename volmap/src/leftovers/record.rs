@@ -1,6 +1,7 @@
 //! What is written down of one thing, as text.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -10,10 +11,69 @@ use std::path::{Path, PathBuf};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use uuid::Uuid;
 
-/// First line of a record.
-const TITLE: &str = "volmap leftover, version 1";
+use super::file_system::FrozenFileSystem;
+use super::removal::Finding;
 
-/// What is left over.
+/// First line of a record.
+pub(super) const TITLE: &str = "volmap leftover, version 1";
+
+/// Something that an agent, or its guardian, leaves behind when it is killed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Leftover {
+    /// A file, or a flag of one.
+    File(FileLeftover),
+    /// A file system that may be frozen.
+    FileSystem(FrozenFileSystem),
+}
+
+impl Leftover {
+    /// The text of a record.
+    pub(super) fn to_text(&self) -> String {
+        match self {
+            Self::File(leftover) => leftover.to_text(),
+            Self::FileSystem(file_system) => file_system.to_text(),
+        }
+    }
+
+    /// What [`Leftover::to_text`] made; `None` for anything else.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        FileLeftover::parse(text)
+            .map(Self::File)
+            .or_else(|| FrozenFileSystem::parse(text).map(Self::FileSystem))
+    }
+
+    /// Looks, and changes nothing.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn find(&self) -> io::Result<Finding> {
+        match self {
+            Self::File(leftover) => leftover.find(),
+            Self::FileSystem(file_system) => file_system.find(),
+        }
+    }
+
+    /// Takes it away.
+    ///
+    /// # Errors
+    /// Those of [`FileLeftover::remove`] and [`FrozenFileSystem::thaw`].
+    pub fn remove(&self) -> io::Result<()> {
+        match self {
+            Self::File(leftover) => leftover.remove(),
+            Self::FileSystem(file_system) => file_system.thaw(),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File(leftover) => &leftover.path,
+            Self::FileSystem(file_system) => &file_system.path,
+        }
+    }
+}
+
+/// What is left over of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LeftoverKind {
     /// A clone that `reflink` made.
@@ -22,9 +82,9 @@ pub enum LeftoverKind {
     Immutable(u64),
 }
 
-/// Something that goes with a frozen image, and stays where the agent is killed.
+/// A file, or a flag of one, that goes with a frozen image, and stays where the agent is killed.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Leftover {
+pub struct FileLeftover {
     /// What it is.
     pub kind: LeftoverKind,
     /// Where, absolute and without symbolic links.
@@ -35,7 +95,7 @@ pub struct Leftover {
     pub frozen: Uuid,
 }
 
-impl Leftover {
+impl FileLeftover {
     /// Something called `name` in `directory`, which is there now.
     ///
     /// # Errors
@@ -50,20 +110,17 @@ impl Leftover {
         })
     }
 
-    /// The text of a record.
-    pub(super) fn to_text(&self) -> String {
+    fn to_text(&self) -> String {
         let (kind, inode) = match self.kind {
             LeftoverKind::Clone => ("clone", String::new()),
             LeftoverKind::Immutable(inode) => ("immutable", format!("inode {inode}\n")),
         };
-        // A path may hold any byte, a line feed too.
-        let path = percent_encode(self.path.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+        let path = encoded(&self.path);
         let (frozen, directory) = (self.frozen, self.directory);
         format!("{TITLE}\nkind {kind}\n{inode}frozen {frozen}\ndirectory {directory}\npath {path}\n")
     }
 
-    /// What [`Leftover::to_text`] made; `None` for anything else.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         if lines.next()? != TITLE {
             return None;
@@ -93,6 +150,11 @@ impl Leftover {
     }
 }
 
+/// A path may hold any byte, a line feed too.
+pub(super) fn encoded(path: &Path) -> impl fmt::Display {
+    percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,14 +165,14 @@ mod tests {
             (LeftoverKind::Clone, &b"/srv/a b\n\xff"[..]),
             (LeftoverKind::Immutable(u64::MAX), b"/x"),
         ] {
-            let leftover = Leftover {
+            let leftover = FileLeftover {
                 kind,
                 path: PathBuf::from(OsString::from_vec(path.to_owned())),
                 directory: 128,
                 frozen: Uuid::from_u128(7),
             };
             let text = leftover.to_text();
-            assert_eq!(Leftover::parse(&text), Some(leftover));
+            assert_eq!(Leftover::parse(&text), Some(Leftover::File(leftover)));
             let titled = text.strip_prefix(TITLE).unwrap();
             for cut in 0..text.len() - 1 {
                 // A record that was cut off in its path would name another file.

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::libc;
 
 use super::open_files::is_open;
-use super::record::{Leftover, LeftoverKind};
+use super::record::{FileLeftover, LeftoverKind};
 use crate::frozen::clone_name::CloneName;
 use crate::frozen::lease_table::LeaseTable;
 use crate::sys::inode_flags;
@@ -26,7 +26,7 @@ pub enum Finding {
     Unclear(String),
 }
 
-impl Leftover {
+impl FileLeftover {
     /// Looks, and changes nothing.
     ///
     /// # Errors
@@ -107,14 +107,14 @@ impl Leftover {
 ///
 /// # Errors
 /// The directory, or `/proc/locks`, cannot be read.
-pub fn clones_in(directory: &Path) -> io::Result<Vec<Leftover>> {
+pub fn clones_in(directory: &Path) -> io::Result<Vec<FileLeftover>> {
     let clones = crate::frozen::leftover_clones(directory)?;
     let mut leftovers = Vec::new();
     for clone in clones {
         if let Some(file_name) = clone.file_name()
             && let Some(name) = CloneName::parse(file_name)
         {
-            leftovers.push(Leftover::at(
+            leftovers.push(FileLeftover::at(
                 LeftoverKind::Clone,
                 directory,
                 file_name,
@@ -145,10 +145,10 @@ mod tests {
     use super::*;
     use crate::sys::lease;
 
-    fn clone_in(directory: &Path) -> Leftover {
+    fn clone_in(directory: &Path) -> FileLeftover {
         let frozen = Uuid::from_u128(7);
         let name = CloneName::of(Path::new("vm"), frozen).to_file_name();
-        let clone = Leftover::at(LeftoverKind::Clone, directory, &name, frozen).unwrap();
+        let clone = FileLeftover::at(LeftoverKind::Clone, directory, &name, frozen).unwrap();
         fs::write(&clone.path, b"old").unwrap();
         clone
     }
@@ -196,7 +196,7 @@ mod tests {
         let inode = fs::metadata(&mine).unwrap().ino();
         for kind in [LeftoverKind::Clone, LeftoverKind::Immutable(inode + 1)] {
             let name = mine.file_name().unwrap();
-            let wrong = Leftover::at(kind, directory.path(), name, Uuid::from_u128(7)).unwrap();
+            let wrong = FileLeftover::at(kind, directory.path(), name, Uuid::from_u128(7)).unwrap();
             assert!(matches!(wrong.find().unwrap(), Finding::Unclear(_)), "{kind:?}");
             assert_eq!(wrong.remove().unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         }

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{self, Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -14,6 +15,7 @@ use volmap::processes;
 use volmap::set::FileSystems;
 use volmap::sys::file_system;
 
+use super::super::leftovers::thaw_file_systems;
 use super::orders::{Answer, Occasion, Order, Outcome};
 use crate::config::{Hooks, Stage};
 use crate::error::{Error, ErrorKind};
@@ -36,6 +38,9 @@ pub(in crate::host) struct Guardian {
     hooks: Hooks,
     /// What it froze: to be thawed from here, should it die.
     frozen: Vec<File>,
+    state_dir: Option<PathBuf>,
+    /// Whether its page of the state directory is to be crossed out for it.
+    killed: bool,
 }
 
 /// Why an order was not carried out.
@@ -51,7 +56,11 @@ impl Guardian {
     ///
     /// # Errors
     /// [`ErrorKind::System`].
-    pub(in crate::host) fn start(hooks: &Hooks, occasion: &Occasion) -> Result<Self, Error> {
+    pub(in crate::host) fn start(
+        hooks: &Hooks,
+        state_dir: Option<&Path>,
+        occasion: &Occasion,
+    ) -> Result<Self, Error> {
         let failed = |error| {
             Error::caused(
                 ErrorKind::System,
@@ -87,10 +96,13 @@ impl Guardian {
             answers,
             hooks: hooks.clone(),
             frozen: Vec::new(),
+            state_dir: state_dir.map(Path::to_owned),
+            killed: false,
         };
         let begin = Order::Begin {
             hooks: hooks.clone(),
             occasion: occasion.clone(),
+            state_dir: state_dir.map(|path| path.as_os_str().as_bytes().to_owned()),
         };
         guardian.ask(&begin, BEGIN_PATIENCE).map_err(|trouble| {
             Error::new(
@@ -148,6 +160,7 @@ impl Guardian {
             // Those that it did not come to are not frozen.
             let _ = file_system::thaw(&file);
         }
+        self.killed = true;
         Trouble::Silent.why()
     }
 }
@@ -194,8 +207,16 @@ impl Drop for Guardian {
     fn drop(&mut self) {
         drop(self.orders.take());
         if let Some(mut child) = self.child.take() {
+            let state_dir = self.state_dir.take().filter(|_| self.killed);
             // It may have a hook to run, which nobody waits for; but its process is not to stay as a zombie.
-            thread::spawn(move || child.wait());
+            thread::spawn(move || {
+                let ended = child.wait();
+                // What it was killed in the middle of: a freeze that came to its end only then, and what it wrote down.
+                if let Some(Err(error)) = state_dir.map(|state| thaw_file_systems(&state)) {
+                    tracing::warn!(%error, "what a guardian wrote down cannot be crossed out");
+                }
+                ended
+            });
         }
     }
 }

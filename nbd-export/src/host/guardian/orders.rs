@@ -44,8 +44,13 @@ impl Outcome {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) enum Order {
-    /// First: what there is to run, and for what.
-    Begin { hooks: Hooks, occasion: Occasion },
+    /// First: what there is to run, and for what; and the path of the directory where it is written down which file systems are frozen.
+    Begin {
+        hooks: Hooks,
+        occasion: Occasion,
+        /// Its bytes, which need not be UTF-8.
+        state_dir: Option<Vec<u8>>,
+    },
     /// Run a hook.
     Run { stage: Stage, occasion: Occasion },
     /// Freeze the file systems that these paths lie in.

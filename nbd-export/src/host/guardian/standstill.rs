@@ -1,6 +1,7 @@
 //! File systems that stand still, for a short time.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
@@ -9,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::libc;
+use volmap::leftovers::{FrozenFileSystem, Ledger, Leftover, Note};
 use volmap::sys::file_system;
 
 /// What was frozen, and has to be thawed.
@@ -18,16 +20,43 @@ pub(super) struct Standstill {
     deadline: Option<Instant>,
     /// The time was over before the order to thaw came.
     expired: bool,
+    state_dir: Option<PathBuf>,
+    /// A page of it, from the first freeze on.
+    ledger: Option<Arc<Ledger>>,
+}
+
+/// A file system that is being frozen, or is, and what says on disk that it may be.
+struct FileSystem {
+    file: File,
+    note: Option<Note>,
 }
 
 #[derive(Default)]
 struct Frozen {
-    file_systems: Vec<File>,
+    file_systems: Vec<FileSystem>,
     /// A freeze that comes to its end only now is undone at once.
     given_up: bool,
 }
 
 impl Standstill {
+    /// Writes down there what it freezes, before it does: should all that could thaw it be killed at once, the next agent finds it.
+    pub(super) fn write_down_in(&mut self, state_dir: Option<PathBuf>) {
+        self.state_dir = state_dir;
+    }
+
+    fn written_down(&mut self, file: File) -> io::Result<FileSystem> {
+        let ledger = match (&self.ledger, &self.state_dir) {
+            (Some(ledger), _) => Some(ledger),
+            (None, Some(state)) => Some(&*self.ledger.insert(Ledger::open(state)?)),
+            (None, None) => None,
+        };
+        let note = ledger.map(|ledger| ledger.note(&Leftover::FileSystem(FrozenFileSystem::of(&file)?)));
+        Ok(FileSystem {
+            note: note.transpose()?,
+            file,
+        })
+    }
+
     /// Freezes the file systems that these paths lie in, all at once, since each writes back what is dirty first. Nothing is frozen
     /// after an error.
     pub(super) fn freeze(&mut self, on: &[PathBuf], within: Duration) -> Result<(), String> {
@@ -42,26 +71,38 @@ impl Standstill {
                     .map_err(|error| format!("{}: {error}", path.display()))
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let file_systems = files
+            .into_iter()
+            .map(|file| self.written_down(file))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| {
+                format!("what is to be frozen cannot be written down in the state directory: {error}")
+            })?;
         self.frozen = Arc::default();
         self.expired = false;
         let (done_to, done) = channel();
-        let count = files.len();
-        for file in files {
+        let count = file_systems.len();
+        for file_system in file_systems {
             let frozen = Arc::clone(&self.frozen);
             let done = done_to.clone();
             // A disk that is dead keeps its own thread, and no other file system frozen.
             thread::spawn(move || {
-                let outcome = file_system::freeze(&file);
+                let outcome = file_system::freeze(&file_system.file);
                 let mut frozen = lock(&frozen);
-                if outcome.is_ok() {
-                    if frozen.given_up {
-                        let _ = file_system::thaw(&file);
-                    } else {
-                        frozen.file_systems.push(file);
+                let mut thawed = None;
+                if outcome.is_ok() && !frozen.given_up {
+                    frozen.file_systems.push(file_system);
+                } else {
+                    if outcome.is_ok() {
+                        let _ = file_system::thaw(&file_system.file);
                     }
+                    thawed = Some(file_system);
                 }
+                drop(frozen);
                 // Nobody listens to those that come too late.
                 let _ = done.send(outcome);
+                // Crossed out last: that may wait, for others that are frozen.
+                drop(thawed);
             });
         }
         for _ in 0..count {
@@ -111,15 +152,28 @@ impl Standstill {
         self.deadline = None;
         let mut frozen = lock(&self.frozen);
         frozen.given_up = true;
+        let file_systems = std::mem::take(&mut frozen.file_systems);
+        drop(frozen);
         let mut failed = None;
-        for file in frozen.file_systems.drain(..) {
-            if let Err(error) = file_system::thaw(&file) {
-                failed = Some(match error.raw_os_error() {
-                    Some(libc::EINVAL) => "somebody else thawed a file system".to_owned(),
-                    _ => format!("a file system cannot be thawed: {error}"),
-                });
+        let mut thawed = Vec::new();
+        for FileSystem { file, note } in file_systems {
+            match file_system::thaw(&file) {
+                Ok(()) => thawed.push(note),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    failed = Some("somebody else thawed a file system".to_owned());
+                    thawed.push(note);
+                }
+                Err(error) => {
+                    failed = Some(format!("a file system cannot be thawed: {error}"));
+                    // It may be found by this.
+                    if let Some(note) = note {
+                        note.keep();
+                    }
+                }
             }
         }
+        // Crossed out when all are thawed, as the state directory may lie in one of them.
+        drop(thawed);
         failed.map_or(Ok(()), Err)
     }
 }

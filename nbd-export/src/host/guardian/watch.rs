@@ -1,7 +1,10 @@
 //! The guardian's own life: orders in, answers out, and an end that leaves nothing held.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -78,9 +81,15 @@ impl Watch<'_> {
                 return;
             };
             let done = match order {
-                Order::Begin { hooks, occasion } => {
+                Order::Begin {
+                    hooks,
+                    occasion,
+                    state_dir,
+                } => {
                     self.hooks = hooks;
                     self.occasion = occasion;
+                    self.standstill
+                        .write_down_in(state_dir.map(OsString::from_vec).map(PathBuf::from));
                     Ok(())
                 }
                 Order::Run { stage, occasion } => {
@@ -220,7 +229,12 @@ mod tests {
                 watching,
             };
             let occasion = Occasion::default();
-            assert_eq!(rig.ask(&Order::Begin { hooks, occasion }), Answer::Done);
+            let begin = Order::Begin {
+                hooks,
+                occasion,
+                state_dir: None,
+            };
+            assert_eq!(rig.ask(&begin), Answer::Done);
             rig
         }
 
