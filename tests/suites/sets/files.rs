@@ -189,6 +189,72 @@ fn files_without_writers_are_held_by_leases_and_freed_together() {
     assert!(host.terminate().success());
 }
 
+/// Whether a file system is written down in a state directory as one that may be frozen.
+fn tells_of_a_freeze(state: &Path) -> bool {
+    let entries = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten();
+    let mut records = entries(state.to_owned()).flat_map(|page| entries(page.path()));
+    records
+        .any(|record| fs::read_to_string(record.path()).is_ok_and(|text| text.contains("kind file-system")))
+}
+
+#[test]
+fn while_a_file_system_is_frozen_it_is_written_down() {
+    needs_loop_devices!("mkfs.xfs");
+    let disk = Mounted::xfs(512 << 20);
+    // Where nobody writes, leases hold the files.
+    let writers = make_files(&disk.path)
+        .into_iter()
+        .map(|path| File::options().write(true).open(path).unwrap());
+    let _writers: Vec<File> = writers.collect();
+    let outside = disk.outside();
+    let (socket, control, state) = (
+        outside.join("nbd"),
+        outside.join("control"),
+        outside.join("state"),
+    );
+    let pattern = format!("{}/disk?.img", disk.path.display());
+    let at = [
+        "--socket",
+        text(&socket),
+        "--control",
+        text(&control),
+        "--state-dir",
+        text(&state),
+    ];
+    let set = [
+        "--set",
+        "vms",
+        "--files",
+        &pattern,
+        "--no-freeze",
+        "--freeze",
+        "reflink",
+    ];
+    let host = Host::serve(&[&set[..], &at].concat());
+    let go_on = AtomicBool::new(true);
+    thread::scope(|scope| {
+        let seen = scope.spawn(|| {
+            while go_on.load(Ordering::Relaxed) {
+                if tells_of_a_freeze(&state) {
+                    return true;
+                }
+            }
+            false
+        });
+        let stop = Stop(&go_on);
+        // It may be told of for some milliseconds only, and this machine may be busy.
+        let round = (0..60).find(|_| {
+            nbd_export(&["freeze", "vms", "--as", "now", "--control", text(&control)]);
+            nbd_export(&["thaw", "vms@now", "--control", text(&control)]);
+            seen.is_finished()
+        });
+        drop(stop);
+        assert!(seen.join().unwrap(), "nobody wrote it down: {round:?}");
+    });
+    assert!(!tells_of_a_freeze(&state));
+    assert!(host.terminate().success());
+}
+
 #[test]
 fn one_writer_refuses_the_whole_set_where_no_file_can_be_cloned() {
     needs_loop_devices!("mkfs.ext4");
