@@ -4,6 +4,7 @@
 //! is another map, under another generation (laws H2 and H3), as soon as one can be made that nothing has happened to since it was
 //! begun. Until then nothing has a location, and all is read over NBD.
 
+mod drop_behind;
 mod lineage;
 mod placement;
 mod survey;
@@ -26,6 +27,7 @@ use crate::range::ByteRange;
 use crate::storage::read_direct;
 use crate::store::StoreGraph;
 use crate::sys::page_cache;
+use drop_behind::DropBehind;
 use placement::{Placement, Standing};
 use tries::{Outcome, Tries};
 
@@ -53,6 +55,7 @@ struct Inner {
     survey_again: SurveyAgain,
     clock: Arc<GenerationClock>,
     loss: Loss,
+    behind: DropBehind,
 }
 
 impl PinnedImage {
@@ -82,6 +85,7 @@ impl PinnedImage {
             tries: Tries::new(),
             survey_again,
             clock: Arc::clone(clock),
+            behind: DropBehind::default(),
         });
         inner.check_content()?;
         inner.check_mapping();
@@ -210,9 +214,18 @@ impl Inner {
         Outcome::Mapped
     }
 
+    fn goes_through_the_page_cache(&self, offset: u64, length: usize) {
+        if let Some(range) = ByteRange::new(offset, length as u64) {
+            self.behind.read(self.hold.file(), range);
+        }
+    }
+
     fn copy(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         match self.kind {
-            VolumeKind::File | VolumeKind::DeclaredDisk => self.hold.file().read_exact_at(buf, offset),
+            VolumeKind::File | VolumeKind::DeclaredDisk => {
+                self.goes_through_the_page_cache(offset, buf.len());
+                self.hold.file().read_exact_at(buf, offset)
+            }
             // The page cache of a block device is not coherent with what other machines, or file systems, do; so past it.
             VolumeKind::BlockDevice => read_direct(self.hold.file(), offset, buf),
         }
@@ -257,6 +270,7 @@ impl FrozenImage for PinnedImage {
         if self.0.kind == VolumeKind::BlockDevice {
             return Ok(false);
         }
+        self.0.goes_through_the_page_cache(offset, buf.len());
         let mut got = 0;
         while got < buf.len() {
             match page_cache::read_cached(self.0.hold.file(), &mut buf[got..], offset + got as u64) {
@@ -274,6 +288,7 @@ impl FrozenImage for PinnedImage {
             return Ok(None);
         }
         let file = self.0.hold.file();
+        self.0.behind.read(file, range);
         let cached = page_cache::is_cached(file, range.start(), range.len()).unwrap_or(false);
         Ok(cached.then(|| Arc::clone(file)))
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
 
 /// `cachestat(2)`, the same number on every architecture; not in the libc crate on all of them.
@@ -53,11 +54,27 @@ pub fn read_cached(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize
     }
 }
 
+/// Takes the pages of a range out of the page cache that are clean and that nobody uses just then.
+///
+/// # Errors
+/// Of `posix_fadvise(2)`.
+pub fn drop_clean(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    let number = |number: u64| libc::off_t::try_from(number).map_err(io::Error::other);
+    let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    Ok(posix_fadvise(file, number(offset)?, number(length)?, advice)?)
+}
+
 /// Whether every page of that range, not empty, is in the page cache. A moment later it may not be.
 ///
 /// # Errors
 /// `Unsupported` before Linux 6.5; others of `cachestat(2)`.
 pub fn is_cached(file: &File, offset: u64, length: u64) -> io::Result<bool> {
+    let page = page_size();
+    let pages = (offset + length).div_ceil(page) - offset / page;
+    Ok(cachestat(file, offset, length)?.cached >= pages)
+}
+
+fn cachestat(file: &File, offset: u64, length: u64) -> io::Result<Cachestat> {
     let range = CachestatRange { offset, length };
     let mut found = Cachestat::default();
     // SAFETY: the descriptor is open as long as `file` lives; both structures have the layout of the kernel's, and it
@@ -74,9 +91,7 @@ pub fn is_cached(file: &File, offset: u64, length: u64) -> io::Result<bool> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    let page = page_size();
-    let pages = (offset + length).div_ceil(page) - offset / page;
-    Ok(found.cached >= pages)
+    Ok(found)
 }
 
 fn page_size() -> u64 {
@@ -89,8 +104,6 @@ fn page_size() -> u64 {
 mod tests {
     use std::io::Write;
     use std::os::unix::fs::FileExt;
-
-    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
     use super::*;
 
@@ -117,7 +130,7 @@ mod tests {
         // Not at every time: the kernel leaves pages that somebody holds just then, and a read that does not wait makes it fetch them,
         // which may be done before it is looked for them.
         let was_missed = (0..100).any(|_| {
-            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+            drop_clean(&file, 0, 1 << 20).unwrap();
             let dropped = !is_cached(&file, 0, 1 << 20).unwrap();
             match read_cached(&file, &mut buf, 500_000).unwrap() {
                 0 => dropped,

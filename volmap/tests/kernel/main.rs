@@ -14,6 +14,7 @@ mod fidelity;
 mod free_space;
 mod geometry;
 mod lineage;
+mod page_cache;
 mod quiesce;
 mod refusals;
 mod rig;
