@@ -11,10 +11,12 @@ use nbd_export::generate::GenerateArgs;
 use nbd_export::proxy::JobLimits;
 
 use crate::config::{SpoolArgument, parse_duration};
+use crate::error::Result;
 use crate::job::backup::AUDIT_PERCENT;
 use crate::job::lineage::ParentPolicy;
+use crate::limits_file::LimitsFile;
 use crate::nbd::{Deadlines, PoolOptions};
-use crate::pipeline::ThrottleLimits;
+use crate::pipeline::{Throttle, ThrottleLimits};
 
 mod resume;
 mod serve;
@@ -181,7 +183,7 @@ pub struct BackupArgs {
 }
 
 /// What a backup may take of disks and host.
-#[derive(clap::Args, Clone, Copy, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct LimitArgs {
     /// Read no more than this in a second, from disks and host together. With K, M, G or T: powers of 1024
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -194,6 +196,10 @@ pub struct LimitArgs {
     /// While the host takes longer than this to answer about its map, read one at a time, with pauses
     #[arg(long, value_name = "DURATION", value_parser = deadline)]
     pub limit_latency: Option<Duration>,
+
+    /// Follow a file of limits while the backup runs: TOML with limit-rate, limit-reads and limit-latency, each before the flag of its name
+    #[arg(long, value_name = "FILE")]
+    pub limits: Option<PathBuf>,
 }
 
 /// Arguments of `restore`.
@@ -339,6 +345,24 @@ impl LimitArgs {
             reads_in_flight: self.limit_reads.map(usize::from).and_then(NonZero::new),
             host_latency: self.limit_latency,
         }
+    }
+
+    /// The file that they are followed in, if there is one.
+    pub fn file(&self) -> Option<LimitsFile> {
+        let path = self.limits.clone()?;
+        Some(LimitsFile::new(path, self.throttle_limits()))
+    }
+
+    /// What holds at first.
+    ///
+    /// # Errors
+    /// Those of [`LimitsFile::read`].
+    pub fn throttle(&self) -> Result<Throttle> {
+        let limits = match self.file() {
+            Some(file) => file.read()?,
+            None => self.throttle_limits(),
+        };
+        Ok(Throttle::new(limits))
     }
 }
 

@@ -20,6 +20,7 @@ pub mod image;
 mod image_source;
 pub mod interrupt;
 pub mod job;
+pub mod limits_file;
 pub mod nbd;
 pub mod output;
 pub mod pipeline;

@@ -30,8 +30,9 @@ use proxy_client::job::serve::serve;
 use proxy_client::job::set::{back_up_set, is_manifest, members, restore_set, verify_set};
 use proxy_client::job::unless_stopped;
 use proxy_client::job::verify::{compare, verify};
+use proxy_client::limits_file::LimitsFile;
 use proxy_client::nbd::PoolOptions;
-use proxy_client::pipeline::{CheckpointEvery, Throttle};
+use proxy_client::pipeline::CheckpointEvery;
 use proxy_client::progress::Progress;
 use proxy_client::report::BackupReport;
 use proxy_client::runtime::{in_runtime, stop, to_its_end, watched, within};
@@ -173,7 +174,7 @@ fn run_backup(args: &BackupArgs) -> Result<()> {
         }),
         nbd: args.server.pool_options(),
         direct_timeout: args.direct_timeout,
-        throttle: Throttle::new(args.limits.throttle_limits()),
+        throttle: args.limits.throttle()?,
         spool: args.spool.clone(),
         ..BackupOptions::new(uri.clone(), ImagePath::new(&args.output))
     };
@@ -186,7 +187,8 @@ fn run_backup(args: &BackupArgs) -> Result<()> {
     let progress = Progress::on_terminal();
     let report = to_its_end(async |signals| {
         let stop = stop(signals, args.server.timeout);
-        backup_unless(&options, &DirectOpener, stop, &progress).await
+        let backup = backup_unless(&options, &DirectOpener, stop, &progress);
+        LimitsFile::followed(args.limits.file().as_ref(), &options.throttle, backup).await
     })?;
     if args.json && options.output == ImagePath::Stdio {
         to_stderr(&serde_json::json!(report).to_string());
@@ -210,7 +212,7 @@ fn run_set(args: &BackupArgs, uris: &[NbdUri], set: Option<&str>, options: &Back
         let asked = members(uris, set, &args.output, options.nbd.deadlines);
         let target = unless_stopped(stop.as_mut(), asked).await?;
         let local = args.host_is_this_machine;
-        back_up_set(
+        let backup = back_up_set(
             &target,
             &args.output,
             options,
@@ -218,8 +220,8 @@ fn run_set(args: &BackupArgs, uris: &[NbdUri], set: Option<&str>, options: &Back
             &DirectOpener,
             stop,
             &progress,
-        )
-        .await
+        );
+        LimitsFile::followed(args.limits.file().as_ref(), &options.throttle, backup).await
     })?;
     if args.json {
         to_stdout(&serde_json::json!(report).to_string())?;
@@ -238,6 +240,7 @@ fn run_set(args: &BackupArgs, uris: &[NbdUri], set: Option<&str>, options: &Back
 }
 
 fn run_resume(args: ResumeArgs) -> Result<()> {
+    let limits = args.limits.file();
     let options = ResumeOptions {
         uri: args
             .uri
@@ -254,13 +257,14 @@ fn run_resume(args: ResumeArgs) -> Result<()> {
             bytes: args.checkpoint_every,
             ..CheckpointEvery::default()
         },
-        throttle: Throttle::new(args.limits.throttle_limits()),
+        throttle: args.limits.throttle()?,
         spool: args.spool,
         ..ResumeOptions::new(args.image)
     };
     let progress = Progress::on_terminal();
     let resumed = to_its_end(async |signals| {
-        resume_unless(&options, &DirectOpener, stop(signals, None), &progress).await
+        let resumed = resume_unless(&options, &DirectOpener, stop(signals, None), &progress);
+        LimitsFile::followed(limits.as_ref(), &options.throttle, resumed).await
     })?;
     match resumed {
         Resumed::Finished(report) => tell(&report, args.json),

@@ -23,6 +23,7 @@ mod image_server;
 mod info;
 mod interop;
 mod lies_on;
+mod limits;
 mod lineage;
 mod map;
 mod nbdkit_filters;
