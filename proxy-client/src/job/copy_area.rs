@@ -56,23 +56,22 @@ pub(super) async fn watch(
     may_stop: bool,
     is_all_read: &AtomicBool,
 ) -> Error {
-    let mut before = Fill::told(&source.description().await);
-    if before.is_none() {
+    if Fill::told(&source.description().await).is_none() {
         // The host has none, or says nothing of it.
         return std::future::pending().await;
     }
+    // Of now: what was told when the job began, or before the host was lost, may be of minutes ago, and how it filled since says nothing of
+    // the next seconds.
+    let mut before: Option<(Instant, Fill)> = None;
     loop {
-        if let Some(Fill { used, size, .. }) = before {
+        let looked = Instant::now();
+        // Without an answer the job finds out by itself what became of its host.
+        let answer = source.description_now().await;
+        let now = answer.ok().and_then(|description| Fill::told(&description));
+        if let Some(Fill { used, size, .. }) = now {
             progress.copy_area(CopyAreaFill { used, size });
         }
-        let looked = Instant::now();
-        sleep(LOOK_EVERY).await;
-        let Ok(description) = source.description_now().await else {
-            // The job finds out by itself what became of its host.
-            continue;
-        };
-        let now = Fill::told(&description);
-        if let (Some(before), Some(now)) = (before, now)
+        if let (Some((since, before)), Some(now)) = (before, now)
             && may_stop
             && !is_all_read.load(Ordering::Relaxed)
             && now.is_nearly_full_since(before)
@@ -82,11 +81,12 @@ pub(super) async fn watch(
                 now.used,
                 now.size,
                 now.used - before.used,
-                looked.elapsed().as_secs_f64()
+                since.elapsed().as_secs_f64()
             );
             return Error::new(ErrorKind::CopyAreaFilling, message);
         }
-        before = now.or(before);
+        before = now.map(|now| (looked, now));
+        sleep(LOOK_EVERY).await;
     }
 }
 
