@@ -69,6 +69,8 @@ struct Planner {
     at: u64,
     /// What follows, and whether it changed.
     parts: VecDeque<(ByteRange, bool)>,
+    /// Blocks that are as in the parent image, of parts that changed.
+    same_blocks: VecDeque<ByteRange>,
     /// The part that is being cut.
     batcher: Option<Batcher>,
     known: Known,
@@ -94,6 +96,7 @@ impl Planner {
             limits,
             at: start,
             parts: VecDeque::new(),
+            same_blocks: VecDeque::new(),
             batcher: None,
             known: Known::default(),
             look: FIRST_LOOK,
@@ -132,10 +135,14 @@ impl Planner {
                         self.close(confirmations);
                         break;
                     };
-                    self.parts = match &self.delta {
-                        Some(delta) => delta.parts(rest).await?.into(),
-                        None => [(rest, true)].into(),
-                    };
+                    match &self.delta {
+                        Some(delta) => {
+                            let parts = delta.parts(rest).await?;
+                            self.parts = parts.leaves.into();
+                            self.same_blocks.extend(parts.same_blocks);
+                        }
+                        None => self.parts = [(rest, true)].into(),
+                    }
                     self.at = self.parts.back().map_or(rest.end(), |(last, _)| last.end());
                 }
             }
@@ -185,7 +192,8 @@ impl Planner {
     }
 
     /// Takes a batch, joined to the one before it where both are small and the gap between them is.
-    fn push(&mut self, batch: Batch, confirmations: &Confirmations) {
+    fn push(&mut self, mut batch: Batch, confirmations: &Confirmations) {
+        batch.same_blocks = self.same_blocks_before(batch.range.end());
         let age = self.map_age;
         let gap = self.gap.take();
         match (&mut self.open, gap) {
@@ -202,6 +210,23 @@ impl Planner {
         if !self.joins {
             self.close(confirmations);
         }
+    }
+
+    /// Takes the blocks that lie before a leaf.
+    fn same_blocks_before(&mut self, end: u64) -> Vec<ByteRange> {
+        let mut before = Vec::new();
+        while let Some(same) = self.same_blocks.pop_front() {
+            let (first, rest) = (
+                ByteRange::from_bounds(same.start(), same.end().min(end)),
+                ByteRange::from_bounds(same.start().max(end), same.end()),
+            );
+            before.extend(first);
+            if let Some(rest) = rest {
+                self.same_blocks.push_front(rest);
+                break;
+            }
+        }
+        before
     }
 
     /// Takes what is as in the parent image: a gap of the open batch, if it is small.

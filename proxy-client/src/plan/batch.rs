@@ -27,6 +27,9 @@ pub struct Batch {
     pub stretches: Vec<Stretch>,
     /// Parts of `range` that are as in the parent image, in order: a stretch each, and no extents.
     pub same: Vec<ByteRange>,
+    /// Whole blocks of its other leaves that are as in the parent image, in order: they are read with their leaves, for the leaf hashes, and
+    /// not stored.
+    pub same_blocks: Vec<ByteRange>,
 }
 
 impl Batch {
@@ -34,6 +37,23 @@ impl Batch {
     pub fn data(&self) -> u64 {
         let data = self.stretches.iter().filter(|stretch| !stretch.zero);
         data.map(|stretch| stretch.range.len()).sum()
+    }
+
+    /// Whole blocks in a range that are as in the parent image.
+    pub fn same_blocks_in(&self, range: ByteRange, block: u64) -> impl Iterator<Item = ByteRange> {
+        let first = self
+            .same_blocks
+            .partition_point(|same| same.end() <= range.start());
+        let same = self.same_blocks[first..].iter();
+        same.map_while(move |same| Some((same, same.intersection(range)?)))
+            .filter_map(move |(same, part)| {
+                // Where it is not cut, it ends on a block or with the volume.
+                let end = match part.end() == same.end() {
+                    true => part.end(),
+                    false => part.end() - part.end() % block,
+                };
+                ByteRange::from_bounds(part.start().next_multiple_of(block), end)
+            })
     }
 
     /// Appends `next`, which begins where `gap` ends; the gap is as in the parent image.
@@ -52,6 +72,7 @@ impl Batch {
         self.stretches.extend(next.stretches);
         self.same.push(gap);
         self.same.extend(next.same);
+        self.same_blocks.extend(next.same_blocks);
     }
 }
 
@@ -160,6 +181,7 @@ impl Batcher {
             extents,
             stretches,
             same: Vec::new(),
+            same_blocks: Vec::new(),
         })
     }
 
