@@ -271,7 +271,7 @@ mod tests {
     use volmap::generation::Generation;
 
     use super::*;
-    use crate::image::{Kind, LEAF};
+    use crate::image::{BLOCK, Kind, LEAF};
     use crate::pipeline::FetchPolicy;
     use crate::pipeline::limits::BATCH_DATA;
     use crate::pipeline::run::BATCHES;
@@ -376,6 +376,73 @@ mod tests {
         }
         assert_eq!((at, batches), (world.size(), 2));
         assert_eq!((world.maps_asked() - maps, world.questions() - questions), (1, 2));
+    }
+
+    /// Batches get the blocks that lie in them, however these are cut, and keep them when they are joined.
+    #[tokio::test]
+    async fn each_batch_has_its_blocks() {
+        let between = |start, end| ByteRange::from_bounds(start, end).unwrap();
+        let confirmations = Confirmations::default();
+        let source = ShortReplies {
+            size: 8 * LEAF,
+            confirmations: &confirmations,
+        };
+        let limits = BatchLimits {
+            data: 2 * LEAF,
+            ..BATCHES
+        };
+        let mut planner = Planner::new(source.size(), None, limits);
+        planner.joins = true;
+        planner.parts = [
+            (between(0, LEAF), true),
+            (between(LEAF, 2 * LEAF), false),
+            (between(2 * LEAF, 5 * LEAF), true),
+            (between(5 * LEAF, 8 * LEAF), false),
+        ]
+        .into();
+        let last = between(4 * LEAF + 7 * BLOCK, 5 * LEAF);
+        planner.same_blocks = [
+            between(BLOCK, 2 * BLOCK),
+            between(3 * LEAF - BLOCK, 4 * LEAF + BLOCK),
+            last,
+        ]
+        .into();
+        let mut got = Vec::new();
+        while let Some(work) = planner.next(&source, &confirmations).await.unwrap() {
+            if let Work::Fetch(batch) = work {
+                got.push((batch.range, batch.same_blocks.clone()));
+            }
+        }
+        let expected = [
+            (between(0, LEAF), vec![between(BLOCK, 2 * BLOCK)]),
+            (
+                between(2 * LEAF, 4 * LEAF),
+                vec![between(3 * LEAF - BLOCK, 4 * LEAF)],
+            ),
+            (
+                between(4 * LEAF, 5 * LEAF),
+                vec![between(4 * LEAF, 4 * LEAF + BLOCK), last],
+            ),
+        ];
+        assert_eq!(got, expected);
+
+        let mut planner = Planner::new(source.size(), None, BATCHES);
+        planner.joins = true;
+        planner.parts = [
+            (between(0, LEAF), true),
+            (between(LEAF, 2 * LEAF), false),
+            (between(2 * LEAF, 3 * LEAF), true),
+        ]
+        .into();
+        planner.same_blocks = [between(0, BLOCK), between(2 * LEAF, 2 * LEAF + BLOCK)].into();
+        let Some(Work::Fetch(batch)) = planner.next(&source, &confirmations).await.unwrap() else {
+            panic!("it is one batch");
+        };
+        assert_eq!(batch.range, between(0, 3 * LEAF));
+        assert_eq!(
+            batch.same_blocks,
+            [between(0, BLOCK), between(2 * LEAF, 2 * LEAF + BLOCK)]
+        );
     }
 
     #[tokio::test]

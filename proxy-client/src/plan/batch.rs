@@ -324,6 +324,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_block_is_the_same_as_a_whole_or_not_at_all() {
+        let range = |start, end| ByteRange::from_bounds(start, end).unwrap();
+        let (size, extents) = extents_of(&[(37, Content::Data)]);
+        let limits = BatchLimits {
+            leaf: LEAF,
+            data: 64,
+            extents: 9,
+            range: 64,
+        };
+        let mut batcher = Batcher::new(size, limits);
+        batcher.feed(extents);
+        let mut batch = batcher.take().unwrap();
+        // Blocks of 4; the last one is short.
+        batch.same_blocks = vec![range(4, 16), range(20, 24), range(32, 37)];
+        let same = |start, end| -> Vec<_> {
+            let found = batch.same_blocks_in(range(start, end), 4);
+            found.map(|same| (same.start(), same.end())).collect()
+        };
+        assert_eq!(same(0, 37), [(4, 16), (20, 24), (32, 37)]);
+        assert_eq!(same(4, 24), [(4, 16), (20, 24)]);
+        assert_eq!(same(5, 15), [(8, 12)]);
+        assert_eq!(same(13, 23), []);
+        assert_eq!(same(33, 37), [(36, 37)]);
+        assert_eq!(same(28, 36), [(32, 36)]);
+        assert_eq!(same(28, 35), []);
+        assert_eq!(same(16, 20), []);
+    }
+
     proptest! {
         #[test]
         fn plan_covers_exactly_once(
