@@ -14,7 +14,7 @@ use super::member::Member;
 use crate::copy::{RandomAccess, Run};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    End, Header, Holds, ImageError, Kind, LEAF, Lent, ParentImage, Record, RootOfLeaves, part_of,
+    End, Header, Holds, ImageError, Kind, LEAF, Lent, OpenGroup, ParentImage, Record, RootOfLeaves, part_of,
 };
 use crate::unreadable::UnreadableRanges;
 
@@ -157,13 +157,38 @@ impl Chain {
                 };
                 let kind = record.kind;
                 let flow = match kind {
-                    Kind::Same => self.walk_at(depth + 1, part, each)?,
+                    Kind::Same => self.walk_same(depth, &group, part, each)?,
                     _ => each(Part { range: part, kind }),
                 };
                 if flow.is_break() {
                     return Ok(flow);
                 }
                 at = part.end();
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// What the parent of the image at `depth` holds. Blocks of a leaf that changed are data, whatever they were: the hash of the leaf alone
+    /// says that they still are that, and it is looked at when they are read.
+    fn walk_same(
+        &self,
+        depth: usize,
+        group: &OpenGroup,
+        range: ByteRange,
+        each: &mut dyn FnMut(Part) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        for frame in group.frames() {
+            let Some(range) = frame.range.intersection(range) else {
+                continue;
+            };
+            let kind = Kind::Data;
+            let flow = match frame.holds {
+                Holds::Same => self.walk_at(depth + 1, range, each)?,
+                Holds::Data | Holds::Zeroes => each(Part { range, kind }),
+            };
+            if flow.is_break() {
+                return Ok(flow);
             }
         }
         Ok(ControlFlow::Continue(()))

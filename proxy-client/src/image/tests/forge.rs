@@ -177,7 +177,10 @@ fn a_group_that_contradicts_itself_is_refused() {
     assert_eq!(forge(record(1), record_field::KIND, 4).rule(), RecordsRule::Same);
     let same_in_data =
         forge(record(0), record_field::KIND, 4).set(RECORDS, record(0), record_field::TRANSPORT, 0);
-    assert_eq!(same_in_data.rule(), RecordsRule::Same);
+    assert_eq!(
+        same_in_data.set(RECORDS, 0, records::VERSION, 3).rule(),
+        RecordsRule::Same
+    );
     assert_eq!(
         forge(entry(0), frame_entry::KIND, 3).rule(),
         RecordsRule::FrameKind

@@ -1,6 +1,7 @@
 //! What is the parent's in data frames, block by block.
 
 use std::error::Error as _;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -219,16 +220,24 @@ fn a_parent_that_gives_other_bytes_is_noticed() {
     let error = decode_over(&second.image, 1000, Some(Box::new(ParentChain(older)))).unwrap_err();
     assert!(matches!(error, ImageError::ParentUnreadable { .. }), "{error:?}");
 
-    // The hash of the first leaf, of which most is the parent's.
-    let forged = Forgery::cut(&second.image).change(RECORDS, |payload| {
-        // Of the three leaves two are in data frames.
-        let at = payload.len() - 2 * CHECKSUM;
-        payload[at] ^= 1;
-    });
-    let paths = write(directory.path(), &[&forged.frames.concat(), &first.image]);
-    let chain = Chain::open(&paths).unwrap();
-    let changed = filled(&chain, ByteRange::new(BLOCK, 1).unwrap()).unwrap_err();
-    assert_eq!(changed, ImageError::LeafChanged { range: leaf(0) }.to_string());
+    // Other hashes of a leaf of which most is the parent's, and of one that holds nothing of it.
+    let other_hash = |image: &[u8], from_behind: usize| {
+        let forged = Forgery::cut(image).change(RECORDS, |payload| {
+            let at = payload.len() - from_behind * CHECKSUM;
+            payload[at] ^= 1;
+        });
+        forged.frames.concat()
+    };
+    // Two of the leaves are in data frames of the second, and all three of the first.
+    for (newer, range) in [(Some(other_hash(&second.image, 2)), leaf(0)), (None, leaf(1))] {
+        let images = match &newer {
+            Some(newer) => [newer, &first.image],
+            None => [&second.image, &other_hash(&first.image, 2)],
+        };
+        let chain = Chain::open(&write(directory.path(), &images.map(Vec::as_slice))).unwrap();
+        let changed = filled(&chain, ByteRange::new(range.start() + BLOCK, 1).unwrap()).unwrap_err();
+        assert_eq!(changed, ImageError::LeafChanged { range }.to_string());
+    }
 }
 
 /// Nobody knows what such a byte was, so no leaf hash says that it is the same.
@@ -258,6 +267,50 @@ fn what_the_parent_could_not_read_is_no_block_of_a_newer_leaf() {
     let older = Arc::new(Chain::open(&paths[1..]).unwrap());
     let error = decode_over(&second.image, 1000, Some(Box::new(ParentChain(older)))).unwrap_err();
     assert!(matches!(error, ImageError::ParentUnreadable { .. }), "{error:?}");
+}
+
+/// A host that says that a block is the same has its leaf read by whoever wants to know: zeroes of the parent are not believed for it.
+#[test]
+fn zeroes_of_the_parent_are_not_taken_for_blocks_that_were_not_zero() {
+    let first = full(&[stretch(2 * LEAF, Kind::Hole, 0)]);
+    let mut lied_about = first.plain.clone();
+    lied_about[usize::try_from(LEAF).unwrap() - 1] = 1;
+    let (records, _) = volume(&[
+        stretch(BLOCK, Kind::Zero, 0),
+        stretch(2 * LEAF - BLOCK, Kind::Same, 0),
+    ]);
+    let mut header = header(2 * LEAF);
+    header.parent = Some(ParentRecord {
+        frozen: header.frozen,
+        root: first.end.root,
+    });
+    let (image, _) = encode_over(&header, &records, &lied_about, &mut Parent(first.plain.clone()));
+    let directory = tempfile::tempdir().unwrap();
+    let chain = Chain::open(&write(directory.path(), &[&image, &first.image])).unwrap();
+    chain.check().unwrap();
+    let mut parts = Vec::new();
+    let all = ByteRange::new(0, 2 * LEAF).unwrap();
+    chain
+        .walk(all, &mut |part| {
+            parts.push((part.range.start(), part.range.end(), part.kind));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(
+        parts,
+        [
+            (0, BLOCK, Kind::Zero),
+            (BLOCK, LEAF, Kind::Data),
+            (LEAF, 2 * LEAF, Kind::Hole)
+        ]
+    );
+    let changed = ImageError::LeafChanged {
+        range: ByteRange::new(0, LEAF).unwrap(),
+    };
+    let read = filled(&chain, ByteRange::new(BLOCK, BLOCK).unwrap());
+    assert_eq!(read, Err(changed.to_string()));
+    let error = decode_over(&image, 1000, Some(Box::new(Parent(first.plain)))).unwrap_err();
+    assert_eq!(error, changed);
 }
 
 /// A leaf of which the second block is the parent's, and a leaf of zeroes.
@@ -314,9 +367,21 @@ fn what_is_said_of_blocks_has_to_be_right() {
     };
     assert_eq!(rule(&longer), RecordsRule::SameBlocks);
     // Nothing is stored for them.
-    let stored = |forgery| set(set(forgery, 0, field::KIND, 4), 0, field::TRANSPORT, 0);
-    let not_zero = error(&|forgery| set(stored(forgery), 0, field::LUN, 0));
+    let stored = |forgery| {
+        set(
+            set(set(forgery, 0, field::KIND, 4), 0, field::TRANSPORT, 0),
+            0,
+            field::LUN,
+            0,
+        )
+    };
+    let not_zero = error(&stored);
     assert!(matches!(not_zero, ImageError::NotZero { .. }), "{not_zero:?}");
+    let directory = tempfile::tempdir().unwrap();
+    let forged = stored(Forgery::of(&second.image)).frames.concat();
+    let chain = Chain::open(&write(directory.path(), &[&forged, &first.image])).unwrap();
+    let found = filled(&chain, ByteRange::new(0, 1).unwrap()).unwrap_err();
+    assert_eq!(found, not_zero.to_string());
     // Zero frames hold none of them, and before version 3 no data frame did.
     assert_eq!(
         rule(&|forgery| set(forgery, 3, field::KIND, 4)),
@@ -361,4 +426,30 @@ fn a_reader_may_do_without_the_parent() {
         ImageError::LeafChanged { .. }
     ));
     assert_eq!(second.end.tally.direct + second.end.tally.nbd, LEAF - BLOCK);
+}
+
+/// Every image of the longest chain that is continued has a block of the leaf: threads that read have 2 MiB of stack.
+#[test]
+fn a_leaf_may_be_of_all_images_of_a_long_chain() {
+    const IMAGES: usize = 256;
+    let mut chain = vec![full(&[stretch(LEAF, Kind::Data, 3)])];
+    for nth in 1..IMAGES as u64 {
+        let before = nth % 16 * BLOCK;
+        let stretches = [
+            stretch(before, Kind::Same, 0),
+            stretch(BLOCK, Kind::Data, u8::try_from(nth).unwrap()),
+            stretch(LEAF - before - BLOCK, Kind::Same, 0),
+        ];
+        let stretches: Vec<Stretch> = stretches.into_iter().filter(|s| s.length > 0).collect();
+        chain.push(over(&chain[chain.len() - 1], &stretches));
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let images: Vec<&[u8]> = chain.iter().rev().map(|written| &*written.image).collect();
+    let paths = write(directory.path(), &images);
+    let read = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
+        let chain = Chain::open(&paths).unwrap();
+        chain.check().unwrap();
+        filled(&chain, ByteRange::new(0, LEAF).unwrap())
+    });
+    assert!(read.unwrap().join().unwrap().unwrap() == chain[IMAGES - 1].plain);
 }
