@@ -7,13 +7,16 @@ use volmap::range::ByteRange;
 
 use super::checkpoints::with_checkpoints;
 use super::{
-    Parent, Stretch, decode, decode_over, encode, encode_over, encode_with, header, stretch, volume,
+    Parent, Stretch, decode, decode_over, encode, encode_over, encode_with, finish_over, frames, header,
+    stretch, volume,
 };
-use crate::image::{BLOCK, ImageError, Kind, LEAF, Lent, ParentImage, ParentRecord, Transport};
+use crate::image::{
+    BLOCK, Found, ImageError, Kind, LEAF, Lent, ParentImage, ParentRecord, Record, Transport, UnfinishedImage,
+};
 
+const V3_INCREMENTAL: &[u8] = include_bytes!("../golden/v3-incremental.vbi.zst");
 const V2: &[u8] = include_bytes!("../golden/v2.vbi.zst");
 const V2_ROOT: &str = include_str!("../golden/v2.root");
-const V3_INCREMENTAL: &[u8] = include_bytes!("../golden/v3-incremental.vbi.zst");
 const V2_INCREMENTAL: &[u8] = include_bytes!("../golden/v2-incremental.vbi.zst");
 /// The same two as they were written when zstd still compressed the zeroes.
 const V2_COMPRESSED: &[u8] = include_bytes!("../golden/v2-zeroes-compressed.vbi.zst");
@@ -107,19 +110,24 @@ fn incremental_images_of_version_2_stay_readable() {
     assert!(matches!(alone, ImageError::ParentMissing { parent: missing } if missing == parent.frozen));
 }
 
-/// The same, but for the first two blocks of the volume, which are the parent's.
-#[test]
-fn incremental_images_of_version_3_stay_as_they_are() {
-    let parent = decode(V2).unwrap();
-    let (records, mut plain) = volume(&[
+/// Of the same volume the first two blocks are the parent's: records, what is stored, and what the volume holds.
+fn blocks_over(parent: &[u8]) -> (Vec<Record>, Vec<u8>, Vec<u8>) {
+    let (records, stored) = volume(&[
         stretch(2 * BLOCK, Kind::Same, 0),
         stretch(LEAF - 2 * BLOCK, Kind::Data, 4),
         stretch(LEAF, Kind::Same, 0),
         stretch(512 + 1234, Kind::Data, 9),
     ]);
-    let stored = plain.clone();
+    let mut plain = stored.clone();
     let same = records[0].range.len().try_into().unwrap();
-    plain[..same].copy_from_slice(&parent.plain[..same]);
+    plain[..same].copy_from_slice(&parent[..same]);
+    (records, stored, plain)
+}
+
+#[test]
+fn incremental_images_of_version_3_stay_as_they_are() {
+    let parent = decode(V2).unwrap();
+    let (records, stored, plain) = blocks_over(&parent.plain);
     let mut header = header(plain.len() as u64);
     header.parent = Some(ParentRecord {
         frozen: parent.header.frozen,
@@ -148,4 +156,26 @@ fn incremental_images_of_version_3_stay_as_they_are() {
     );
     let alone = decode(V3_INCREMENTAL).unwrap_err();
     assert!(matches!(alone, ImageError::ParentMissing { parent } if parent == header.parent.unwrap().frozen));
+}
+
+/// Each frame speaks for itself: what was begun as version 2 is resumed all the same.
+#[test]
+fn an_incremental_image_of_version_2_is_finished_as_version_3() {
+    let parent = decode(V2).unwrap();
+    let (records, stored, plain) = blocks_over(&parent.plain);
+    let begun = &V2_INCREMENTAL[frames(V2_INCREMENTAL)[0].clone()];
+    let mut unfinished = UnfinishedImage::new().over(Some(
+        Box::new(Parent(parent.plain.clone())) as Box<dyn ParentImage>
+    ));
+    unfinished.decoder().push(begun);
+    while unfinished.decoder().next_event().unwrap().is_some() {}
+    let Found::Unfinished(resumption) = unfinished.finish().unwrap() else {
+        panic!("there is a header and no more");
+    };
+    let (encoder, _) = resumption.into_encoder();
+    let mut lender = Parent(parent.plain.clone());
+    let (image, end) = finish_over(encoder, begun.to_vec(), &records, &plain, &mut lender);
+    let decoded = decode_over(&image, 1000, Some(Box::new(Parent(parent.plain)))).unwrap();
+    assert_eq!(decoded.end, end);
+    assert!(decoded.plain == stored);
 }

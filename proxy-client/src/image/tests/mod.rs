@@ -168,9 +168,19 @@ pub(super) fn encode_over(
     plain: &[u8],
     parent: &mut Parent,
 ) -> (Vec<u8>, End) {
-    let (mut encoder, first) = Encoder::new(header);
-    let mut image = first.to_vec();
-    let all = ByteRange::new(0, header.size).unwrap();
+    let (encoder, first) = Encoder::new(header);
+    finish_over(encoder, first.to_vec(), records, plain, parent)
+}
+
+/// The same of an image of which nothing but the header is there.
+pub(super) fn finish_over(
+    mut encoder: Encoder,
+    mut image: Vec<u8>,
+    records: &[Record],
+    plain: &[u8],
+    parent: &mut Parent,
+) -> (Vec<u8>, End) {
+    let all = ByteRange::new(0, plain.len() as u64).unwrap();
     for leaf in super::hash::leaves(all) {
         let records = super::record::clip(records, leaf);
         let leaves = parent.leaves(leaf).unwrap_or_default();
