@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use crate::error::{Error, Result};
 use crate::file_id::FileId;
 use crate::image::{
-    Decoder, End, Event, FOOTER, HEADER_FRAME_MAX, Header, ImageError, Outline, ParentLeaves, ParentRecord,
+    Decoder, End, Event, FOOTER, HEADER_FRAME_MAX, Header, ImageError, Outline, ParentImage, ParentRecord,
     header_of,
 };
 use crate::interrupt::Interrupt;
@@ -84,7 +84,7 @@ impl ImageSource {
     /// As [`Self::decode`].
     pub(crate) fn decode_over(
         &mut self,
-        parent: Option<Box<dyn ParentLeaves>>,
+        parent: Option<Box<dyn ParentImage>>,
         interrupt: &Interrupt,
         mut on_event: impl FnMut(Event) -> Result<()>,
     ) -> Result<End> {

@@ -57,13 +57,13 @@ pub struct TransportReason {
 pub struct BackupReport {
     /// Size of the volume in bytes.
     pub size: u64,
-    /// Data read from a LUN and confirmed.
+    /// Data read from a LUN and confirmed, and stored.
     pub bytes_direct: u64,
-    /// Data read through the host.
+    /// Data read through the host, and stored.
     pub bytes_nbd: u64,
     /// Zeroes and holes.
     pub bytes_zero: u64,
-    /// What is as in the parent image; it was not read.
+    /// What is as in the parent image. Leaves of it were not read; blocks of leaves that changed were, for their hashes, and are not stored.
     pub bytes_same: u64,
     /// Data read again after a failed validation.
     pub bytes_moved: u64,

@@ -13,7 +13,9 @@ use super::find::is_parent;
 use super::member::Member;
 use crate::copy::{RandomAccess, Run};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{End, Header, Holds, ImageError, Kind, LEAF, ParentLeaves, RootOfLeaves};
+use crate::image::{
+    End, Header, Holds, ImageError, Kind, LEAF, Lent, OpenGroup, ParentImage, Record, RootOfLeaves, part_of,
+};
 use crate::unreadable::UnreadableRanges;
 
 /// Runs that are told at a time.
@@ -155,13 +157,38 @@ impl Chain {
                 };
                 let kind = record.kind;
                 let flow = match kind {
-                    Kind::Same => self.walk_at(depth + 1, part, each)?,
+                    Kind::Same => self.walk_same(depth, &group, part, each)?,
                     _ => each(Part { range: part, kind }),
                 };
                 if flow.is_break() {
                     return Ok(flow);
                 }
                 at = part.end();
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// What the parent of the image at `depth` holds. Blocks of a leaf that changed are data, whatever they were: the hash of the leaf alone
+    /// says that they still are that, and it is looked at when they are read.
+    fn walk_same(
+        &self,
+        depth: usize,
+        group: &OpenGroup,
+        range: ByteRange,
+        each: &mut dyn FnMut(Part) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        for frame in group.frames() {
+            let Some(range) = frame.range.intersection(range) else {
+                continue;
+            };
+            let kind = Kind::Data;
+            let flow = match frame.holds {
+                Holds::Same => self.walk_at(depth + 1, range, each)?,
+                Holds::Data | Holds::Zeroes => each(Part { range, kind }),
+            };
+            if flow.is_break() {
+                return Ok(flow);
             }
         }
         Ok(ControlFlow::Continue(()))
@@ -206,24 +233,75 @@ impl Chain {
     /// Fills `bytes` with those of a range, as the image at `depth` has them.
     fn fill_at(&self, depth: usize, range: ByteRange, bytes: &mut [u8]) -> Result<()> {
         let member = self.holder(depth, range)?;
-        let in_memory = |length| usize::try_from(length).expect("what is read fits the memory");
         let mut at = range.start();
         while at < range.end() {
-            let (group, frame) = member.frame_at(at)?;
+            let (_, frame) = member.frame_at(at)?;
             let end = frame.range.end().min(range.end());
-            let part = &mut bytes[in_memory(at - range.start())..in_memory(end - range.start())];
+            let run = ByteRange::from_bounds(at, end).expect("a frame that holds a byte ends behind it");
+            let part = &mut bytes[part_of(range, run)];
             match frame.holds {
                 Holds::Zeroes => part.fill(0),
-                Holds::Data => {
-                    let skip = in_memory(at - frame.range.start());
-                    part.copy_from_slice(&member.plain(&group, &frame)?[skip..skip + part.len()]);
-                }
-                Holds::Same => {
-                    let range = ByteRange::from_bounds(at, end).expect("it is not empty");
-                    self.fill_at(depth + 1, range, part)?;
-                }
+                Holds::Data => self.fill_leaves(depth, run, part)?,
+                Holds::Same => self.fill_at(depth + 1, run, part)?,
             }
             at = end;
+        }
+        Ok(())
+    }
+
+    /// The same of a range in a data frame, leaf by leaf where some of it is the parent's: a leaf is checked as a whole.
+    fn fill_leaves(&self, depth: usize, range: ByteRange, bytes: &mut [u8]) -> Result<()> {
+        let member = self.holder(depth, range)?;
+        let (group, frame) = member.frame_at(range.start())?;
+        let stored = member.plain(&group, &frame)?;
+        let mut at = range.start();
+        while let Some(rest) = ByteRange::from_bounds(at, range.end()) {
+            let start = at - at % LEAF;
+            let end = frame.range.end().min(start + LEAF);
+            let leaf = ByteRange::from_bounds(start, end).expect("a leaf is not empty");
+            let part = leaf.intersection(rest).expect("it holds a byte of the range");
+            let own = &stored[part_of(frame.range, leaf)];
+            let wanted = &mut bytes[part_of(range, part)];
+            let same = group.same_in(leaf);
+            if same.is_empty() {
+                wanted.copy_from_slice(&own[part_of(leaf, part)]);
+            } else {
+                let mut whole = own.to_vec();
+                for same in same {
+                    self.lend_at(depth + 1, same, &mut whole[part_of(leaf, same)])?;
+                }
+                group
+                    .check_leaf(&frame, leaf, &whole)
+                    .map_err(|e| member.bad(e))?;
+                wanted.copy_from_slice(&whole[part_of(leaf, part)]);
+            }
+            at = part.end();
+        }
+        Ok(())
+    }
+
+    /// Fills `bytes` with those of a range, as the image at `depth` has them, for a leaf of a newer one: that is checked by its own hash.
+    fn lend_at(&self, depth: usize, range: ByteRange, bytes: &mut [u8]) -> Result<()> {
+        let member = self.holder(depth, range)?;
+        let mut at = range.start();
+        while let Some(rest) = ByteRange::from_bounds(at, range.end()) {
+            let (group, frame) = member.frame_at(at)?;
+            let part = frame.range.intersection(rest).expect("it holds the first byte");
+            let unreadable = |record: &&Record| record.kind == Kind::Unreadable;
+            if let Some(record) = group.records_in(part).iter().find(unreadable) {
+                return Err(member.bad(ImageError::ParentUnreadable { range: record.range }));
+            }
+            let own = &mut bytes[part_of(range, part)];
+            match frame.holds {
+                Holds::Data => {
+                    own.copy_from_slice(&member.plain(&group, &frame)?[part_of(frame.range, part)]);
+                }
+                Holds::Zeroes | Holds::Same => own.fill(0),
+            }
+            for same in group.same_in(part) {
+                self.lend_at(depth + 1, same, &mut bytes[part_of(range, same)])?;
+            }
+            at = part.end();
         }
         Ok(())
     }
@@ -238,10 +316,20 @@ impl Chain {
     }
 }
 
-/// The leaves of a chain, for the decoder of an image that continues it.
-pub(crate) struct LeavesOf(pub(crate) Arc<Chain>);
+/// A chain, for the decoder of an image that continues it.
+pub(crate) struct ParentChain(pub(crate) Arc<Chain>);
 
-impl ParentLeaves for LeavesOf {
+impl ParentImage for ParentChain {
+    fn lend(&mut self, range: ByteRange, bytes: &mut [u8]) -> Lent {
+        match self.0.lend_at(0, range, bytes) {
+            Ok(()) => Lent::Bytes,
+            Err(error) => {
+                tracing::error!(%error, "the parent of the image is no good");
+                Lent::Nothing
+            }
+        }
+    }
+
     fn leaves(&mut self, range: ByteRange) -> Option<Vec<blake3::Hash>> {
         match self.0.leaves(range) {
             Ok(leaves) => Some(leaves),
@@ -275,10 +363,15 @@ impl RandomAccess for ChainSource {
             on_a_thread(move || {
                 let mut runs = Vec::new();
                 chain.walk(range, &mut |part| {
-                    runs.push(Run {
-                        length: part.range.len(),
-                        is_zero: part.kind != Kind::Data,
-                    });
+                    let (length, is_zero) = (part.range.len(), part.kind != Kind::Data);
+                    match runs.last_mut() {
+                        // Blocks of two images in turn are one run.
+                        Some(Run {
+                            length: last,
+                            is_zero: same,
+                        }) if *same == is_zero => *last += length,
+                        _ => runs.push(Run { length, is_zero }),
+                    }
                     match runs.len() < RUNS_MAX {
                         true => ControlFlow::Continue(()),
                         false => ControlFlow::Break(()),

@@ -14,4 +14,4 @@ pub(crate) use cache::Cache;
 #[cfg(test)]
 pub(crate) use find::tests::{write_described, write_longest_chain};
 pub(crate) use find::{find_continued, find_parents, find_parents_of_unfinished};
-pub(crate) use images::{Chain, ChainSource, LeavesOf, Part};
+pub(crate) use images::{Chain, ChainSource, ParentChain, Part};

@@ -56,9 +56,9 @@ pub(super) struct Place {
     pub(super) frozen: Uuid,
 }
 
-pub(super) fn encode(checkpoint: &Checkpoint, place: Place, key: Key) -> Bytes {
+pub(super) fn encode(checkpoint: &Checkpoint, place: Place, version: u32, key: Key) -> Bytes {
     let text = checkpoint.text();
-    let mut payload = Payload::new(layout::CHECKPOINT_TAG, field::LEN, text.len());
+    let mut payload = Payload::new(layout::CHECKPOINT_TAG, version, field::LEN, text.len());
     payload.put_u64(field::GROUPS, place.groups);
     payload.put_u64(field::POSITION, place.position);
     payload.put(field::FROZEN, place.frozen.as_bytes());

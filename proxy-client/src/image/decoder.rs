@@ -15,10 +15,11 @@ use super::frame::{self, Key};
 use super::group::{Expected, ExpectedFrame, Group, RECORDS_PAYLOAD_MAX};
 use super::hash::{self, RootHasher};
 use super::header::Header;
-use super::layout::{self, CHECKSUM, OUR_MAGIC, SKIPPABLE_HEADER, ZSTD_MAGIC, in_memory};
+use super::layout::{self, CHECKSUM, OUR_MAGIC, SKIPPABLE_HEADER, ZSTD_MAGIC, in_memory, part_of};
 use super::limits::{FRAMES_MAX, HEADER_TEXT_MAX};
+use super::parent::{Lent, ParentImage};
 use super::piece::FrameKind;
-use super::record::{Kind, Record};
+use super::record::{self, Kind, Record};
 use super::resumption::{LastPoint, ResumePoint};
 use super::seek_table::{self, TableHasher};
 use super::zero;
@@ -46,12 +47,6 @@ pub enum Event {
         /// Why: never [`Kind::Data`]. [`Kind::Same`] says that they are not zero, but the parent's.
         kind: Kind,
     },
-}
-
-/// The image that an incremental one continues, as far as its reader needs it.
-pub trait ParentLeaves: Send {
-    /// The hashes of the leaves of a range, which begins on the grid and ends on it or with both volumes; `None` where they cannot be had.
-    fn leaves(&mut self, range: ByteRange) -> Option<Vec<blake3::Hash>>;
 }
 
 enum State {
@@ -90,7 +85,7 @@ pub struct Decoder {
     root: RootHasher,
     table: TableHasher,
     decompressor: zstd::bulk::Decompressor<'static>,
-    parent: Option<Box<dyn ParentLeaves>>,
+    parent: Option<Box<dyn ParentImage>>,
     /// Where the image could go on, and its seek table so far, where somebody wants to.
     memory: Option<(Option<ResumePoint>, Vec<u8>)>,
 }
@@ -129,7 +124,7 @@ impl Decoder {
 
     /// The same, for an image that continues another.
     #[must_use]
-    pub fn with_parent(self, parent: Option<Box<dyn ParentLeaves>>) -> Self {
+    pub fn with_parent(self, parent: Option<Box<dyn ParentImage>>) -> Self {
         Self { parent, ..self }
     }
 
@@ -429,20 +424,36 @@ impl Decoder {
             return Err(ImageError::DataUndecodable { at, range });
         }
         let records = group.records_in(range);
+        for record in records.iter().filter(|record| record.kind != Kind::Data) {
+            if !zero::is_zero(&plain[part_of(range, record.range)]) {
+                return Err(ImageError::NotZero { range: record.range });
+            }
+        }
+        let mut unchecked = false;
+        for same in record::same(&records) {
+            let lent = self
+                .parent
+                .as_mut()
+                .map(|parent| parent.lend(same, &mut plain[part_of(range, same)]));
+            match lent {
+                Some(Lent::Bytes) => {}
+                Some(Lent::Unchecked) => unchecked = true,
+                Some(Lent::Nothing) | None => return Err(ImageError::ParentUnreadable { range: same }),
+            }
+        }
         let found = hash::data_leaves(range, &plain, &records);
         let stated = &group.leaves[expected.leaves.clone()];
         for ((leaf, found), stated) in hash::leaves(range).zip(&found).zip(stated) {
-            if found != stated {
+            let is_checked = !unchecked || group.same_in(leaf).is_empty();
+            if is_checked && found != stated {
                 return Err(ImageError::LeafChanged { range: leaf });
             }
-            self.root.leaf(found);
+            self.root.leaf(stated);
         }
         let plain = Bytes::from(plain);
         // Neighbouring data with different receipts is one stretch for whoever restores it.
         let mut data: Option<ByteRange> = None;
-        let slice = |part: ByteRange| {
-            plain.slice(in_memory(part.start() - range.start())..in_memory(part.end() - range.start()))
-        };
+        let slice = |part: ByteRange| plain.slice(part_of(range, part));
         for record in &records {
             if record.kind == Kind::Data {
                 data = ByteRange::from_bounds(
@@ -450,9 +461,6 @@ impl Decoder {
                     record.range.end(),
                 );
                 continue;
-            }
-            if !zero::is_zero(&slice(record.range)) {
-                return Err(ImageError::NotZero { range: record.range });
             }
             if let Some(range) = data.take() {
                 self.events.push_back(Event::Data {

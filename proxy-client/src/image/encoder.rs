@@ -142,7 +142,7 @@ impl Encoder {
             position: self.position,
             frozen: self.frozen,
         };
-        let frame = checkpoint::encode(checkpoint, place, self.key);
+        let frame = checkpoint::encode(checkpoint, place, layout::version(self.incremental), self.key);
         self.enter(frame.len(), 0);
         frame
     }
@@ -169,7 +169,7 @@ impl Encoder {
             table_length,
             table_hash,
         };
-        let frame = end.encode(self.key);
+        let frame = end.encode(layout::version(self.incremental), self.key);
         self.table
             .extend_from_slice(&seek_table::entry(frame.len() as u64, 0));
         written.push(frame);
@@ -234,7 +234,8 @@ impl Encoder {
         let leaves: Vec<_> = data.flat_map(|frame| &frame.leaves).collect();
         let variable =
             frames.len() * frame_entry::LEN + records.len() * layout::record::LEN + leaves.len() * CHECKSUM;
-        let mut payload = Payload::new(layout::RECORDS_TAG, layout::records::LEN, variable);
+        let version = layout::version(self.incremental);
+        let mut payload = Payload::new(layout::RECORDS_TAG, version, layout::records::LEN, variable);
         payload.put_u64(layout::records::GROUP, self.groups);
         payload.put_u64(layout::records::START, start);
         payload.put_u64(

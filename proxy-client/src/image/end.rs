@@ -84,9 +84,9 @@ pub struct End {
 }
 
 impl End {
-    pub(super) fn encode(&self, key: Key) -> Bytes {
+    pub(super) fn encode(&self, version: u32, key: Key) -> Bytes {
         // The payload ends with the checksum, which seal adds.
-        let mut payload = Payload::new(layout::END_TAG, field::CHECKSUM.start, 0);
+        let mut payload = Payload::new(layout::END_TAG, version, field::CHECKSUM.start, 0);
         payload.put_u64(field::SIZE, self.size);
         payload.put_u64(field::GROUPS, self.groups);
         payload.put_u64(field::FRAMES, self.frames);

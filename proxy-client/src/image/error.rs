@@ -74,8 +74,10 @@ pub enum RecordsRule {
     RecordsCover,
     /// An unknown kind, transport or LUN, or a transport that does not go with the kind.
     Record,
-    /// What is the parent's in a frame that is not, the other way round, or in a full image.
+    /// What is the parent's in a full image, in a zero frame, or, in versions before 3, in a data frame; or something else in a same frame.
     Same,
+    /// What is the parent's in a data frame does not begin and end on multiples of 4 KiB.
+    SameBlocks,
     /// Data in a zero frame.
     DataInZeroFrame,
     /// The leaf hashes are not as many as the leaves of the data frames.

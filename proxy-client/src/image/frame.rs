@@ -20,13 +20,13 @@ pub(super) struct Payload {
 }
 
 impl Payload {
-    pub(super) fn new(tag: [u8; 4], fixed: usize, variable: usize) -> Self {
+    pub(super) fn new(tag: [u8; 4], version: u32, fixed: usize, variable: usize) -> Self {
         let mut bytes = Vec::with_capacity(SKIPPABLE_HEADER + fixed + variable + CHECKSUM);
         bytes.resize(SKIPPABLE_HEADER + fixed, 0);
         let mut payload = Self { bytes };
         // Every payload of ours begins alike.
         payload.put(layout::header::TAG, &tag);
-        payload.put(layout::header::VERSION, &layout::VERSION.to_le_bytes());
+        payload.put(layout::header::VERSION, &version.to_le_bytes());
         payload
     }
 
@@ -70,6 +70,8 @@ pub(super) struct Checked<'a> {
     pub(super) bytes: &'a [u8],
     /// Its checksum.
     pub(super) checksum: [u8; 32],
+    /// Its version.
+    pub(super) version: u32,
 }
 
 /// The tag of a payload whose checksum is right.
@@ -96,6 +98,7 @@ pub(super) fn open<'a>(payload: &'a [u8], key: Key, at: u64) -> Result<([u8; 4],
         Checked {
             bytes,
             checksum: *sum.as_bytes(),
+            version,
         },
     ))
 }

@@ -6,7 +6,7 @@ use volmap::range::ByteRange;
 
 use super::error::{ImageError, RecordsRule};
 use super::frame::{Checked, array_at, u32_at, u64_at};
-use super::layout::{self, CHECKSUM, LEAF, frame_entry, records as field};
+use super::layout::{self, BLOCK, CHECKSUM, LEAF, SAME_BLOCKS_VERSION, frame_entry, records as field};
 use super::limits::{
     DATA_COMPRESSED_MAX, DATA_FRAME_MAX, GROUP_FRAMES_MAX, GROUP_RECORDS_MAX, ZERO_COMPRESSED_MAX,
     ZERO_FRAME_MAX,
@@ -113,19 +113,32 @@ impl Group {
                 .map(|leaf| blake3::Hash::from_bytes(array_at(leaf, 0..CHECKSUM)))
                 .collect(),
         };
-        group.check(leaves, expected.incremental).map_err(broken)?;
+        group.check(leaves, expected, payload.version).map_err(broken)?;
         Ok(group)
     }
 
-    fn check(&self, leaves: usize, incremental: bool) -> Result<(), RecordsRule> {
+    fn check(&self, leaves: usize, expected: Expected, version: u32) -> Result<(), RecordsRule> {
         if self.frames.last().map_or(0, |frame| frame.leaves.end) != leaves {
             return Err(RecordsRule::Leaves);
         }
         for frame in &self.frames {
-            let same = frame.kind == FrameKind::Same;
             let records = self.records_in(frame.range);
-            if same && !incremental || records.iter().any(|record| (record.kind == Kind::Same) != same) {
+            let (same, other): (Vec<&Record>, Vec<&Record>) =
+                records.iter().partition(|record| record.kind == Kind::Same);
+            let right = match frame.kind {
+                FrameKind::Data => same.is_empty() || version >= SAME_BLOCKS_VERSION,
+                FrameKind::Zero => same.is_empty(),
+                FrameKind::Same => other.is_empty(),
+            };
+            if !right || !same.is_empty() && !expected.incremental {
                 return Err(RecordsRule::Same);
+            }
+            let on_blocks = |at: u64| at.is_multiple_of(BLOCK) || at == expected.size;
+            if !same
+                .iter()
+                .all(|record| on_blocks(record.range.start()) && on_blocks(record.range.end()))
+            {
+                return Err(RecordsRule::SameBlocks);
             }
         }
         for frame in self.frames.iter().filter(|frame| frame.kind == FrameKind::Zero) {
@@ -143,6 +156,11 @@ impl Group {
     /// The records of a part of the group.
     pub(super) fn records_in(&self, range: ByteRange) -> Vec<Record> {
         record::clip(&self.records, range)
+    }
+
+    /// What of a range is the parent's.
+    pub(super) fn same_in(&self, range: ByteRange) -> Vec<ByteRange> {
+        record::same(&self.records_in(range)).collect()
     }
 }
 

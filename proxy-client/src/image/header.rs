@@ -155,7 +155,8 @@ impl Header {
         assert!(self.size <= VOLUME_MAX, "the size of a volume fits a file offset");
         let text = self.text();
         assert!(text.len() <= HEADER_TEXT_MAX, "the descriptive text is short");
-        let mut payload = Payload::new(layout::HEADER_TAG, field::LEN, text.len());
+        let version = layout::version(self.parent.is_some());
+        let mut payload = Payload::new(layout::HEADER_TAG, version, field::LEN, text.len());
         payload.put(field::IMAGE, self.image.as_bytes());
         payload.put(field::FROZEN, self.frozen.as_bytes());
         if let Some(parent) = &self.parent {

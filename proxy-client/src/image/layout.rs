@@ -1,13 +1,24 @@
 //! Names, sizes and places of the fields: docs/image-format.md in code (a test compares the two).
 
-/// Format version of every frame of ours.
-pub(super) const VERSION: u32 = 2;
+use std::ops::Range;
+
+use volmap::range::ByteRange;
+
+/// The newest format version: that of every frame of ours in an incremental image.
+pub(super) const VERSION: u32 = 3;
+/// The format version of full images, which nothing of version 3 is in: what reads version 2 reads them.
+pub(super) const FULL_VERSION: u32 = 2;
+/// The first version of RECORDS whose data frames may hold what is the parent's.
+pub(super) const SAME_BLOCKS_VERSION: u32 = 3;
 /// The oldest version that is read.
 pub(super) const OLDEST_VERSION: u32 = 1;
 
 /// Bytes of a leaf of the hash tree, and the grid on which frames begin.
 pub const LEAF: u64 = LEAF_BYTES as u64;
 pub(super) const LEAF_BYTES: usize = 64 << 10;
+
+/// Bytes of a block: what is the parent's in a data frame begins and ends on multiples of it, or with the volume.
+pub const BLOCK: u64 = 4 << 10;
 
 /// Magic of the skippable frames that hold what is ours.
 pub(super) const OUR_MAGIC: u32 = 0x184D_2A56;
@@ -155,12 +166,22 @@ layout! {
     }
 }
 
+/// The format version of the frames of a new image.
+pub(super) fn version(incremental: bool) -> u32 {
+    if incremental { VERSION } else { FULL_VERSION }
+}
+
 /// Bytes of the END frame as it stands in the file.
 pub(super) const END_FRAME: usize = SKIPPABLE_HEADER + end::LEN;
 
 /// Bytes of a length that is known to fit the memory of this machine.
 pub(super) fn in_memory(length: u64) -> usize {
     usize::try_from(length).expect("lengths are bounded by limits.rs before they are used in memory")
+}
+
+/// Where a part of a range is in its bytes.
+pub(crate) fn part_of(range: ByteRange, part: ByteRange) -> Range<usize> {
+    in_memory(part.start() - range.start())..in_memory(part.end() - range.start())
 }
 
 /// A length that limits.rs keeps below 4 GiB.

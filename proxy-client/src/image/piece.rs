@@ -1,10 +1,12 @@
 //! Pieces: stretches of a volume on their way into an image, compressed and hashed one by one, on any thread.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use volmap::range::ByteRange;
 
 use super::hash;
-use super::layout::{LEAF, in_memory};
+use super::layout::{BLOCK, LEAF, in_memory, part_of};
 use super::limits::{DATA_FRAME_MAX, GROUP_RECORDS_MAX};
 use super::record::{self, Kind, Record};
 use super::zero;
@@ -15,7 +17,7 @@ pub const DEFAULT_LEVEL: i32 = 1;
 /// The bytes of a piece.
 #[derive(Clone, Copy, Debug)]
 pub enum Content<'a> {
-    /// All of them, zeroes included.
+    /// All of them, zeroes included, and what is as in the parent: it counts for the leaf hashes, and is not stored.
     Bytes(&'a [u8]),
     /// Nothing but zeroes; no record of the piece is of data.
     Zeroes,
@@ -112,11 +114,10 @@ pub fn compress_piece(
 
 fn data_frames(range: ByteRange, bytes: &[u8], records: &[Record], level: i32) -> Vec<EncodedFrame> {
     assert_eq!(bytes.len() as u64, range.len(), "a piece has all its bytes");
-    for record in records.iter().filter(|record| record.kind != Kind::Data) {
-        let part =
-            in_memory(record.range.start() - range.start())..in_memory(record.range.end() - range.start());
+    for record in records {
+        let part = part_of(range, record.range);
         assert!(
-            zero::is_zero(&bytes[part]),
+            matches!(record.kind, Kind::Data | Kind::Same) || zero::is_zero(&bytes[part]),
             "what is recorded as {:?} is zero",
             record.kind
         );
@@ -129,22 +130,37 @@ fn data_frames(range: ByteRange, bytes: &[u8], records: &[Record], level: i32) -
     let mut at = range.start();
     while at < range.end() {
         let (frame, records) = fitting(at, range.end(), records, |left| left.min(DATA_FRAME_MAX));
-        let plain = &bytes[in_memory(frame.start() - range.start())..in_memory(frame.end() - range.start())];
+        let plain = &bytes[part_of(range, frame)];
+        let leaves = hash::data_leaves(frame, plain, &records);
         let compressed: Bytes = compressor
-            .compress(plain)
+            .compress(&without_same(frame, plain, &records))
             .expect("zstd compresses into a buffer for the worst case")
             .into();
         frames.push(EncodedFrame {
             range: frame,
             kind: FrameKind::Data,
             hash: blake3::hash(&compressed),
-            leaves: hash::data_leaves(frame, plain, &records),
+            leaves,
             bytes: compressed,
             records,
         });
         at = frame.end();
     }
     frames
+}
+
+/// What is stored of the bytes of a frame: zeroes stand for what is the parent's.
+fn without_same<'a>(frame: ByteRange, plain: &'a [u8], records: &[Record]) -> Cow<'a, [u8]> {
+    let mut stored = Cow::Borrowed(plain);
+    for same in record::same(records) {
+        assert!(
+            same.start().is_multiple_of(BLOCK)
+                && (same.end().is_multiple_of(BLOCK) || same.end() == frame.end()),
+            "what is the parent's in a data frame is whole blocks"
+        );
+        stored.to_mut()[part_of(frame, same)].fill(0);
+    }
+    stored
 }
 
 fn zero_frames(range: ByteRange, records: &[Record]) -> Vec<EncodedFrame> {

@@ -10,7 +10,7 @@ use super::error::ImageError;
 use super::frame;
 use super::group::{Expected, Group, RECORDS_PAYLOAD_MAX};
 use super::hash::{self, RootHasher};
-use super::layout::{self, OUR_MAGIC, SKIPPABLE_HEADER, in_memory};
+use super::layout::{self, OUR_MAGIC, SKIPPABLE_HEADER, in_memory, part_of};
 use super::outline::Outline;
 use super::piece::FrameKind;
 use super::record::Record;
@@ -147,7 +147,18 @@ impl OpenGroup {
         }
     }
 
-    /// The bytes of a data frame, from its bytes in the file.
+    /// What it holds of a range of the volume.
+    pub fn records_in(&self, range: ByteRange) -> Vec<Record> {
+        self.group.records_in(range)
+    }
+
+    /// What of a range of the volume is the parent's.
+    pub fn same_in(&self, range: ByteRange) -> Vec<ByteRange> {
+        self.group.same_in(range)
+    }
+
+    /// What stands in a data frame, from its bytes in the file: zeroes where it is the parent's. The leaves that hold nothing of the
+    /// parent's are checked; [`Self::check_leaf`] is for the others.
     ///
     /// # Errors
     /// They are not those that were written.
@@ -165,23 +176,30 @@ impl OpenGroup {
             return Err(ImageError::DataUndecodable { at, range });
         }
         let records = self.group.records_in(range);
-        let stated = &self.group.leaves[frame.leaves.clone()];
-        for ((leaf, found), stated) in hash::leaves(range)
-            .zip(hash::data_leaves(range, &plain, &records))
-            .zip(stated)
-        {
-            if found != *stated {
-                return Err(ImageError::LeafChanged { range: leaf });
-            }
+        for leaf in hash::leaves(range).filter(|leaf| self.same_in(*leaf).is_empty()) {
+            self.check_leaf(place, leaf, &plain[part_of(range, leaf)])?;
         }
         for record in records.iter().filter(|record| record.kind != super::Kind::Data) {
-            let part = in_memory(record.range.start() - range.start())
-                ..in_memory(record.range.end() - range.start());
-            if !zero::is_zero(&plain[part]) {
+            if !zero::is_zero(&plain[part_of(range, record.range)]) {
                 return Err(ImageError::NotZero { range: record.range });
             }
         }
         Ok(plain.into())
+    }
+
+    /// Whether the bytes of a leaf of a data frame, with what is the parent's put in, are those that were backed up.
+    ///
+    /// # Errors
+    /// [`ImageError::LeafChanged`].
+    pub fn check_leaf(&self, place: &FramePlace, leaf: ByteRange, bytes: &[u8]) -> Result<(), ImageError> {
+        let frame = &self.group.frames[place.index];
+        let index = in_memory((leaf.start() - frame.range.start()) / layout::LEAF);
+        let found = hash::data_leaves(leaf, bytes, &self.group.records_in(leaf));
+        if found == self.group.leaves[frame.leaves.clone()][index..=index] {
+            Ok(())
+        } else {
+            Err(ImageError::LeafChanged { range: leaf })
+        }
     }
 }
 

@@ -166,6 +166,12 @@ pub(super) fn clip(records: &[Record], range: ByteRange) -> Vec<Record> {
     clipped
 }
 
+/// The ranges of records that are of what is the parent's.
+pub(super) fn same(records: &[Record]) -> impl Iterator<Item = ByteRange> {
+    let same = records.iter().filter(|record| record.kind == Kind::Same);
+    same.map(|record| record.range)
+}
+
 /// Whether sorted records cover `range` without gap or overlap.
 pub(super) fn tile(records: &[Record], range: ByteRange) -> bool {
     let mut at = range.start();

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::checkpoint::Checkpoint;
-use super::decoder::{Decoder, ParentLeaves};
+use super::decoder::Decoder;
 use super::encoder::Encoder;
 use super::end::{End, Tally};
 use super::error::ImageError;
@@ -11,6 +11,7 @@ use super::frame::Key;
 use super::hash::RootHasher;
 use super::header::Header;
 use super::layout::TABLE_ENTRY;
+use super::parent::ParentImage;
 use super::seek_table::TableHasher;
 
 /// State of an image right before a checkpoint, or right behind the header.
@@ -56,7 +57,7 @@ impl UnfinishedImage {
 
     /// The same of an incremental one, over the image that it continues.
     #[must_use]
-    pub fn over(self, parent: Option<Box<dyn ParentLeaves>>) -> Self {
+    pub fn over(self, parent: Option<Box<dyn ParentImage>>) -> Self {
         Self {
             decoder: self.decoder.with_parent(parent),
         }

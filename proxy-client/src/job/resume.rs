@@ -19,11 +19,11 @@ use super::lineage::{ParentOptions, ParentPolicy, changed_since, opened};
 use super::stop::{Stopped, unless_stopped};
 use super::thread::on_thread;
 use super::unfinished;
-use crate::chain::{Chain, LeavesOf, find_parents_of_unfinished};
+use crate::chain::{Chain, ParentChain, find_parents_of_unfinished};
 use crate::config::{LunArgument, SpoolArgument};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    End, Found, HEADER_FRAME_MAX, Header, JobRecord, LunProof, ParentLeaves, Resumption, UnfinishedImage,
+    End, Found, HEADER_FRAME_MAX, Header, JobRecord, LunProof, ParentImage, Resumption, UnfinishedImage,
     WholeImage, header_of,
 };
 use crate::interrupt::Interrupt;
@@ -313,7 +313,7 @@ fn examine(
 ) -> Result<Found> {
     let failed = |error| Error::io("reading the unfinished image", Path::new(""), error);
     file.rewind().map_err(failed)?;
-    let leaves = parent.map(|parent| Box::new(LeavesOf(parent)) as Box<dyn ParentLeaves>);
+    let leaves = parent.map(|parent| Box::new(ParentChain(parent)) as Box<dyn ParentImage>);
     let mut image = UnfinishedImage::new().over(leaves);
     let mut buffer = vec![0; READ];
     let length = file.metadata().map_err(failed)?.len();

@@ -7,7 +7,7 @@ use volmap::range::ByteRange;
 
 use super::thread::on_thread;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Decoder, Event, ImageError, LEAF, ParentLeaves};
+use crate::image::{Decoder, Event, ImageError, LEAF, Lent, ParentImage};
 use crate::output::{PartialFile, partial_name, remove_stale};
 
 /// Bytes per read of what an earlier backup left.
@@ -41,7 +41,7 @@ pub(super) async fn refuse_resumable(path: &Path) -> Result<()> {
 
 /// Whether an image has a checkpoint, or its END. What comes before the first checkpoint is as much as a backup does anew in seconds.
 fn has_checkpoint(mut file: &std::fs::File) -> std::io::Result<bool> {
-    let mut decoder = Decoder::new().with_parent(Some(Box::new(AnyLeaves)));
+    let mut decoder = Decoder::new().with_parent(Some(Box::new(AnyParent)));
     let mut buffer = vec![0; READ];
     loop {
         let read = match file.read(&mut buffer) {
@@ -65,9 +65,13 @@ fn has_checkpoint(mut file: &std::fs::File) -> std::io::Result<bool> {
 }
 
 /// Stands for any parent: whether there is a checkpoint does not hang on what it holds.
-struct AnyLeaves;
+struct AnyParent;
 
-impl ParentLeaves for AnyLeaves {
+impl ParentImage for AnyParent {
+    fn lend(&mut self, _: ByteRange, _: &mut [u8]) -> Lent {
+        Lent::Unchecked
+    }
+
     fn leaves(&mut self, range: ByteRange) -> Option<Vec<blake3::Hash>> {
         let count = usize::try_from(range.len().div_ceil(LEAF)).ok()?;
         Some(vec![blake3::Hash::from_bytes([0; 32]); count])

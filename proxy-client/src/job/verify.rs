@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 pub use against::{Comparison, Differences, compare};
 
-use crate::chain::{Chain, LeavesOf, find_parents};
+use crate::chain::{Chain, ParentChain, find_parents};
 use crate::error::Result;
-use crate::image::{End, Event, Header, Kind, ParentLeaves};
+use crate::image::{End, Event, Header, Kind, ParentImage};
 use crate::image_source::ImageSource;
 use crate::interrupt::Interrupt;
 use crate::unreadable::UnreadableRanges;
@@ -50,7 +50,7 @@ pub fn verify(
             Some(older) => Some(Arc::new(Chain::open(older)?)),
         };
         let source = ImageSource::open(&paths[depth])?;
-        verified = Some(verify_one(source, older.map(LeavesOf), interrupt, progress)?);
+        verified = Some(verify_one(source, older.map(ParentChain), interrupt, progress)?);
     }
     let mut verified = verified.expect("a chain has an image");
     verified.unreadable = Chain::open(&paths)?.unreadable()?;
@@ -59,14 +59,14 @@ pub fn verify(
 
 fn verify_one(
     mut source: ImageSource,
-    parent: Option<LeavesOf>,
+    parent: Option<ParentChain>,
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Verified> {
     let mut unreadable = UnreadableRanges::default();
     let mut header = None;
     let mut size = 0;
-    let parent = parent.map(|parent| Box::new(parent) as Box<dyn ParentLeaves>);
+    let parent = parent.map(|parent| Box::new(parent) as Box<dyn ParentImage>);
     let end = source.decode_over(parent, interrupt, |event| {
         match event {
             Event::Header(found) => {

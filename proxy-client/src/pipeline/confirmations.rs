@@ -157,6 +157,7 @@ mod tests {
             extents: vec![extent],
             stretches: Vec::new(),
             same: Vec::new(),
+            same_blocks: Vec::new(),
         })
     }
 
@@ -232,6 +233,7 @@ mod tests {
                 extents: vec![extent],
                 stretches: Vec::new(),
                 same: Vec::new(),
+                same_blocks: Vec::new(),
             })
         };
         for (generation, stale) in [(0, false), (7, true)] {

@@ -25,7 +25,7 @@ use super::source::{FrozenSource, generations_whole, map_whole};
 use super::tally::Tally;
 use super::throttle::Throttle;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Kind, Receipt, Record, Transport};
+use crate::image::{BLOCK, Kind, Receipt, Record, Transport};
 use crate::plan::batch::Batch;
 use crate::plan::mapped::{MappedExtent, outdated, unconfirmed};
 use crate::plan::reads::{DirectRead, Joining, gather};
@@ -126,6 +126,7 @@ impl<'a, S: FrozenSource> Fetcher<'a, S> {
     ) -> Result<Fetched> {
         let mut work = Work {
             fetcher: self,
+            batch,
             assembly: Assembly::new(&batch.stretches, SEGMENT),
             unreadable: Vec::new(),
             records: batch.same.iter().copied().map(same_record).collect(),
@@ -218,6 +219,7 @@ enum Got {
 
 struct Work<'a, S> {
     fetcher: &'a Fetcher<'a, S>,
+    batch: &'a Batch,
     assembly: Assembly,
     /// What neither LUN nor host could read.
     unreadable: Vec<ByteRange>,
@@ -518,13 +520,21 @@ impl<'a, S: FrozenSource> Work<'a, S> {
     }
 
     fn record(&mut self, piece: &Piece, kind: Kind, receipt: Receipt) {
-        let range = piece.extent.range;
-        self.tally.count(kind, receipt, range, piece.moved);
-        if receipt.transport == Transport::Nbd {
-            self.tally
-                .add_reason(piece.reason.as_deref().unwrap_or("unknown"), range.len());
+        let same: Vec<ByteRange> = match kind {
+            Kind::Data => self.batch.same_blocks_in(piece.extent.range, BLOCK).collect(),
+            _ => Vec::new(),
+        };
+        self.records.extend(same.iter().copied().map(same_record));
+        self.tally.bytes_same += same.iter().map(|same| same.len()).sum::<u64>();
+        for Piece { extent, .. } in split(vec![piece.clone()], &same).0 {
+            let range = extent.range;
+            self.tally.count(kind, receipt, range, piece.moved);
+            if receipt.transport == Transport::Nbd {
+                self.tally
+                    .add_reason(piece.reason.as_deref().unwrap_or("unknown"), range.len());
+            }
+            self.records.push(Record { range, kind, receipt });
         }
-        self.records.push(Record { range, kind, receipt });
     }
 
     fn finish(mut self) -> Fetched {

@@ -10,13 +10,13 @@ use crate::unreadable::UnreadableRanges;
 /// Counts of committed work.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tally {
-    /// Data read from a LUN and confirmed.
+    /// Data read from a LUN and confirmed, and stored.
     pub bytes_direct: u64,
-    /// Data read through the host.
+    /// Data read through the host, and stored.
     pub bytes_nbd: u64,
     /// Zeroes and holes, which were not read.
     pub bytes_zero: u64,
-    /// What is as it was in the parent image, and was not read.
+    /// What is as it was in the parent image: leaves that were not read, and blocks of others that are not stored.
     pub bytes_same: u64,
     /// Data that was read directly, was not confirmed, and had to be read again.
     pub bytes_moved: u64,

@@ -69,6 +69,8 @@ struct Planner {
     at: u64,
     /// What follows, and whether it changed.
     parts: VecDeque<(ByteRange, bool)>,
+    /// Blocks that are as in the parent image, of parts that changed.
+    same_blocks: VecDeque<ByteRange>,
     /// The part that is being cut.
     batcher: Option<Batcher>,
     known: Known,
@@ -94,6 +96,7 @@ impl Planner {
             limits,
             at: start,
             parts: VecDeque::new(),
+            same_blocks: VecDeque::new(),
             batcher: None,
             known: Known::default(),
             look: FIRST_LOOK,
@@ -132,10 +135,14 @@ impl Planner {
                         self.close(confirmations);
                         break;
                     };
-                    self.parts = match &self.delta {
-                        Some(delta) => delta.parts(rest).await?.into(),
-                        None => [(rest, true)].into(),
-                    };
+                    match &self.delta {
+                        Some(delta) => {
+                            let parts = delta.parts(rest).await?;
+                            self.parts = parts.leaves.into();
+                            self.same_blocks.extend(parts.same_blocks);
+                        }
+                        None => self.parts = [(rest, true)].into(),
+                    }
                     self.at = self.parts.back().map_or(rest.end(), |(last, _)| last.end());
                 }
             }
@@ -185,7 +192,8 @@ impl Planner {
     }
 
     /// Takes a batch, joined to the one before it where both are small and the gap between them is.
-    fn push(&mut self, batch: Batch, confirmations: &Confirmations) {
+    fn push(&mut self, mut batch: Batch, confirmations: &Confirmations) {
+        batch.same_blocks = self.same_blocks_before(batch.range.end());
         let age = self.map_age;
         let gap = self.gap.take();
         match (&mut self.open, gap) {
@@ -202,6 +210,23 @@ impl Planner {
         if !self.joins {
             self.close(confirmations);
         }
+    }
+
+    /// Takes the blocks that lie before a leaf.
+    fn same_blocks_before(&mut self, end: u64) -> Vec<ByteRange> {
+        let mut before = Vec::new();
+        while let Some(same) = self.same_blocks.pop_front() {
+            let (first, rest) = (
+                ByteRange::from_bounds(same.start(), same.end().min(end)),
+                ByteRange::from_bounds(same.start().max(end), same.end()),
+            );
+            before.extend(first);
+            if let Some(rest) = rest {
+                self.same_blocks.push_front(rest);
+                break;
+            }
+        }
+        before
     }
 
     /// Takes what is as in the parent image: a gap of the open batch, if it is small.
@@ -246,7 +271,7 @@ mod tests {
     use volmap::generation::Generation;
 
     use super::*;
-    use crate::image::{Kind, LEAF};
+    use crate::image::{BLOCK, Kind, LEAF};
     use crate::pipeline::FetchPolicy;
     use crate::pipeline::limits::BATCH_DATA;
     use crate::pipeline::run::BATCHES;
@@ -351,6 +376,73 @@ mod tests {
         }
         assert_eq!((at, batches), (world.size(), 2));
         assert_eq!((world.maps_asked() - maps, world.questions() - questions), (1, 2));
+    }
+
+    /// Batches get the blocks that lie in them, however these are cut, and keep them when they are joined.
+    #[tokio::test]
+    async fn each_batch_has_its_blocks() {
+        let between = |start, end| ByteRange::from_bounds(start, end).unwrap();
+        let confirmations = Confirmations::default();
+        let source = ShortReplies {
+            size: 8 * LEAF,
+            confirmations: &confirmations,
+        };
+        let limits = BatchLimits {
+            data: 2 * LEAF,
+            ..BATCHES
+        };
+        let mut planner = Planner::new(source.size(), None, limits);
+        planner.joins = true;
+        planner.parts = [
+            (between(0, LEAF), true),
+            (between(LEAF, 2 * LEAF), false),
+            (between(2 * LEAF, 5 * LEAF), true),
+            (between(5 * LEAF, 8 * LEAF), false),
+        ]
+        .into();
+        let last = between(4 * LEAF + 7 * BLOCK, 5 * LEAF);
+        planner.same_blocks = [
+            between(BLOCK, 2 * BLOCK),
+            between(3 * LEAF - BLOCK, 4 * LEAF + BLOCK),
+            last,
+        ]
+        .into();
+        let mut got = Vec::new();
+        while let Some(work) = planner.next(&source, &confirmations).await.unwrap() {
+            if let Work::Fetch(batch) = work {
+                got.push((batch.range, batch.same_blocks.clone()));
+            }
+        }
+        let expected = [
+            (between(0, LEAF), vec![between(BLOCK, 2 * BLOCK)]),
+            (
+                between(2 * LEAF, 4 * LEAF),
+                vec![between(3 * LEAF - BLOCK, 4 * LEAF)],
+            ),
+            (
+                between(4 * LEAF, 5 * LEAF),
+                vec![between(4 * LEAF, 4 * LEAF + BLOCK), last],
+            ),
+        ];
+        assert_eq!(got, expected);
+
+        let mut planner = Planner::new(source.size(), None, BATCHES);
+        planner.joins = true;
+        planner.parts = [
+            (between(0, LEAF), true),
+            (between(LEAF, 2 * LEAF), false),
+            (between(2 * LEAF, 3 * LEAF), true),
+        ]
+        .into();
+        planner.same_blocks = [between(0, BLOCK), between(2 * LEAF, 2 * LEAF + BLOCK)].into();
+        let Some(Work::Fetch(batch)) = planner.next(&source, &confirmations).await.unwrap() else {
+            panic!("it is one batch");
+        };
+        assert_eq!(batch.range, between(0, 3 * LEAF));
+        assert_eq!(
+            batch.same_blocks,
+            [between(0, BLOCK), between(2 * LEAF, 2 * LEAF + BLOCK)]
+        );
     }
 
     #[tokio::test]

@@ -27,6 +27,9 @@ pub struct Batch {
     pub stretches: Vec<Stretch>,
     /// Parts of `range` that are as in the parent image, in order: a stretch each, and no extents.
     pub same: Vec<ByteRange>,
+    /// Whole blocks of its other leaves that are as in the parent image, in order: they are read with their leaves, for the leaf hashes, and
+    /// not stored.
+    pub same_blocks: Vec<ByteRange>,
 }
 
 impl Batch {
@@ -34,6 +37,23 @@ impl Batch {
     pub fn data(&self) -> u64 {
         let data = self.stretches.iter().filter(|stretch| !stretch.zero);
         data.map(|stretch| stretch.range.len()).sum()
+    }
+
+    /// Whole blocks in a range that are as in the parent image.
+    pub fn same_blocks_in(&self, range: ByteRange, block: u64) -> impl Iterator<Item = ByteRange> {
+        let first = self
+            .same_blocks
+            .partition_point(|same| same.end() <= range.start());
+        let same = self.same_blocks[first..].iter();
+        same.map_while(move |same| Some((same, same.intersection(range)?)))
+            .filter_map(move |(same, part)| {
+                // Where it is not cut, it ends on a block or with the volume.
+                let end = match part.end() == same.end() {
+                    true => part.end(),
+                    false => part.end() - part.end() % block,
+                };
+                ByteRange::from_bounds(part.start().next_multiple_of(block), end)
+            })
     }
 
     /// Appends `next`, which begins where `gap` ends; the gap is as in the parent image.
@@ -52,6 +72,7 @@ impl Batch {
         self.stretches.extend(next.stretches);
         self.same.push(gap);
         self.same.extend(next.same);
+        self.same_blocks.extend(next.same_blocks);
     }
 }
 
@@ -160,6 +181,7 @@ impl Batcher {
             extents,
             stretches,
             same: Vec::new(),
+            same_blocks: Vec::new(),
         })
     }
 
@@ -300,6 +322,35 @@ mod tests {
             let batch = batcher.take().unwrap();
             assert_eq!(batch.range, ByteRange::new(index << 41, 1 << 41).unwrap());
         }
+    }
+
+    #[test]
+    fn a_block_is_the_same_as_a_whole_or_not_at_all() {
+        let range = |start, end| ByteRange::from_bounds(start, end).unwrap();
+        let (size, extents) = extents_of(&[(37, Content::Data)]);
+        let limits = BatchLimits {
+            leaf: LEAF,
+            data: 64,
+            extents: 9,
+            range: 64,
+        };
+        let mut batcher = Batcher::new(size, limits);
+        batcher.feed(extents);
+        let mut batch = batcher.take().unwrap();
+        // Blocks of 4; the last one is short.
+        batch.same_blocks = vec![range(4, 16), range(20, 24), range(32, 37)];
+        let same = |start, end| -> Vec<_> {
+            let found = batch.same_blocks_in(range(start, end), 4);
+            found.map(|same| (same.start(), same.end())).collect()
+        };
+        assert_eq!(same(0, 37), [(4, 16), (20, 24), (32, 37)]);
+        assert_eq!(same(4, 24), [(4, 16), (20, 24)]);
+        assert_eq!(same(5, 15), [(8, 12)]);
+        assert_eq!(same(13, 23), []);
+        assert_eq!(same(33, 37), [(36, 37)]);
+        assert_eq!(same(28, 36), [(32, 36)]);
+        assert_eq!(same(28, 35), []);
+        assert_eq!(same(16, 20), []);
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! What changed between two frozen images, as clients are told: whatever differs is told to have changed, by every provider that tells.
 
 mod backups;
+mod blocks;
 mod clones;
 mod origin;
 mod served;

@@ -57,6 +57,9 @@ fn constants_stand_in_the_document() {
     use crate::image::{hash, limits};
     for text in [
         format!("Format version: **{}**", layout::VERSION),
+        format!("full ones are written as version **{}**", layout::FULL_VERSION),
+        format!("multiple of {} bytes", layout::BLOCK),
+        format!("before version {} no data frame", layout::SAME_BLOCKS_VERSION),
         format!("`0x{:08X}`", layout::OUR_MAGIC),
         format!("`0x{:08X}`", layout::TABLE_MAGIC),
         format!("`0x{:08X}`", layout::TABLE_FOOTER_MAGIC),

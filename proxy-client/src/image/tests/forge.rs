@@ -18,13 +18,13 @@ fn plain() -> Vec<Stretch> {
 }
 
 /// An image of [`plain`] in pieces, to be put together again.
-struct Forgery {
-    frames: Vec<Vec<u8>>,
+pub(super) struct Forgery {
+    pub(super) frames: Vec<Vec<u8>>,
     key: Key,
 }
 
 const HEADER: usize = 0;
-const RECORDS: usize = 1;
+pub(super) const RECORDS: usize = 1;
 const END: usize = 4;
 const TABLE: usize = 5;
 
@@ -32,11 +32,22 @@ impl Forgery {
     fn new() -> Self {
         let (records, plain) = super::volume(&plain());
         let image = super::encode_with(&super::header(plain.len() as u64), &records, &plain, LEAF).0;
-        let frames: Vec<_> = frames(&image)
+        Self::of(&image)
+    }
+
+    /// Of an image of two frames.
+    pub(super) fn of(image: &[u8]) -> Self {
+        let cut = Self::cut(image);
+        assert_eq!(cut.frames.len(), 6);
+        cut
+    }
+
+    /// Of any image.
+    pub(super) fn cut(image: &[u8]) -> Self {
+        let frames: Vec<_> = frames(image)
             .into_iter()
             .map(|range| image[range].to_vec())
             .collect();
-        assert_eq!(frames.len(), 6);
         let key = frames[HEADER][frames[HEADER].len() - CHECKSUM..]
             .try_into()
             .unwrap();
@@ -47,7 +58,7 @@ impl Forgery {
     }
 
     /// Changes a payload of ours and seals it again.
-    fn change(mut self, frame: usize, change: impl FnOnce(&mut Vec<u8>)) -> Self {
+    pub(super) fn change(mut self, frame: usize, change: impl FnOnce(&mut Vec<u8>)) -> Self {
         let bytes = &self.frames[frame];
         let mut payload = bytes[SKIPPABLE_HEADER..bytes.len() - CHECKSUM].to_vec();
         change(&mut payload);
@@ -66,7 +77,7 @@ impl Forgery {
         self
     }
 
-    fn set(self, frame: usize, at: usize, field: Range<usize>, value: u64) -> Self {
+    pub(super) fn set(self, frame: usize, at: usize, field: Range<usize>, value: u64) -> Self {
         self.change(frame, |payload| {
             let length = field.len();
             let bytes = &mut payload[at + field.start..at + field.end];
@@ -90,7 +101,7 @@ impl Forgery {
 fn entry(index: usize) -> usize {
     layout::records::LEN + index * layout::frame_entry::LEN
 }
-fn record(index: usize) -> usize {
+pub(super) fn record(index: usize) -> usize {
     entry(2) + index * layout::record::LEN
 }
 
@@ -103,7 +114,7 @@ fn the_forgery_itself_is_good() {
 #[test]
 fn other_versions_and_unknown_frames_are_refused_as_unsupported() {
     for frame in [HEADER, RECORDS, END] {
-        for version in [0, 3] {
+        for version in [0, 4] {
             let error = Forgery::new()
                 .set(frame, 0, layout::header::VERSION, version)
                 .error();
@@ -164,6 +175,12 @@ fn a_group_that_contradicts_itself_is_refused() {
         RecordsRule::Record
     );
     assert_eq!(forge(record(1), record_field::KIND, 4).rule(), RecordsRule::Same);
+    let same_in_data =
+        forge(record(0), record_field::KIND, 4).set(RECORDS, record(0), record_field::TRANSPORT, 0);
+    assert_eq!(
+        same_in_data.set(RECORDS, 0, records::VERSION, 3).rule(),
+        RecordsRule::Same
+    );
     assert_eq!(
         forge(entry(0), frame_entry::KIND, 3).rule(),
         RecordsRule::FrameKind

@@ -6,6 +6,7 @@ mod forge;
 mod golden;
 mod limits;
 mod round_trip;
+mod same_blocks;
 mod stock_zstd;
 mod tamper;
 mod zeroes;
@@ -16,8 +17,8 @@ use volmap::generation::Generation;
 use volmap::range::ByteRange;
 
 use super::{
-    Content, DEFAULT_LEVEL, Decoder, Encoder, End, Event, Header, ImageError, Kind, LEAF, LunProof,
-    LunRecord, ParentLeaves, Receipt, Record, StoreRecord, Totals, Transport, compress_piece,
+    Content, DEFAULT_LEVEL, Decoder, Encoder, End, Event, Header, ImageError, Kind, LEAF, Lent, LunProof,
+    LunRecord, ParentImage, Receipt, Record, StoreRecord, Totals, Transport, compress_piece, part_of,
 };
 
 /// A stretch of a volume for a test.
@@ -143,6 +144,64 @@ pub(super) fn encode(stretches: &[Stretch]) -> (Vec<u8>, Vec<u8>, End) {
     (image, plain, end)
 }
 
+/// A parent, all of which could be read.
+pub(super) struct Parent(pub(super) Vec<u8>);
+
+impl ParentImage for Parent {
+    fn lend(&mut self, range: ByteRange, bytes: &mut [u8]) -> Lent {
+        let all = ByteRange::new(0, self.0.len() as u64).unwrap();
+        bytes.copy_from_slice(&self.0[part_of(all, range)]);
+        Lent::Bytes
+    }
+
+    fn leaves(&mut self, range: ByteRange) -> Option<Vec<blake3::Hash>> {
+        let all = ByteRange::new(0, self.0.len() as u64).unwrap();
+        let leaves = self.0[part_of(all, range)].chunks(usize::try_from(LEAF).unwrap());
+        Some(leaves.map(blake3::hash).collect())
+    }
+}
+
+/// Encodes a volume that continues another, a leaf at a time.
+pub(super) fn encode_over(
+    header: &Header,
+    records: &[Record],
+    plain: &[u8],
+    parent: &mut Parent,
+) -> (Vec<u8>, End) {
+    let (encoder, first) = Encoder::new(header);
+    finish_over(encoder, first.to_vec(), records, plain, parent)
+}
+
+/// The same of an image of which nothing but the header is there.
+pub(super) fn finish_over(
+    mut encoder: Encoder,
+    mut image: Vec<u8>,
+    records: &[Record],
+    plain: &[u8],
+    parent: &mut Parent,
+) -> (Vec<u8>, End) {
+    let all = ByteRange::new(0, plain.len() as u64).unwrap();
+    for leaf in super::hash::leaves(all) {
+        let records = super::record::clip(records, leaf);
+        let leaves = parent.leaves(leaf).unwrap_or_default();
+        let content = if records.iter().all(|record| record.kind == Kind::Same) {
+            Content::Same(&leaves)
+        } else if records
+            .iter()
+            .any(|record| matches!(record.kind, Kind::Data | Kind::Same))
+        {
+            Content::Bytes(&plain[part_of(all, leaf)])
+        } else {
+            Content::Zeroes
+        };
+        let piece = compress_piece(leaf, content, &records, DEFAULT_LEVEL);
+        image.extend(encoder.append(piece).unwrap().concat());
+    }
+    let (rest, end) = encoder.finish(Totals::default()).unwrap();
+    image.extend(rest.concat());
+    (image, end)
+}
+
 /// What a decoder makes of a file.
 #[derive(Debug)]
 pub(super) struct Decoded {
@@ -161,7 +220,7 @@ pub(super) fn decode_in(image: &[u8], step: usize) -> Result<Decoded, ImageError
 pub(super) fn decode_over(
     image: &[u8],
     step: usize,
-    parent: Option<Box<dyn ParentLeaves>>,
+    parent: Option<Box<dyn ParentImage>>,
 ) -> Result<Decoded, ImageError> {
     let mut decoder = Decoder::new().with_parent(parent);
     let (mut header, mut plain, mut records) = (None, Vec::new(), Vec::new());

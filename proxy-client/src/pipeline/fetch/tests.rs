@@ -1,5 +1,7 @@
 //! Batches in a model world, with a writer let in at every point.
 
+mod same_blocks;
+
 use proptest::prelude::*;
 
 use super::*;
