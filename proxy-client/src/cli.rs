@@ -508,7 +508,11 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub at: DaemonAddress,
 
-    /// Print one JSON object
+    /// Show it again every second, with the pace of each job, until it is interrupted; also when the daemon is away for a while
+    #[arg(long)]
+    pub watch: bool,
+
+    /// Print one JSON object; with --watch one for each look, on a line
     #[arg(long)]
     pub json: bool,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 use indicatif::HumanBytes;
 use nbd_export::proto::ContextName;
-use nbd_export::proxy::JobLimits;
+use nbd_export::proxy::{JobLimits, ProxyError};
 use nbd_export::uri::NbdUri;
 use proxy_client::cli::{
     BackupArgs, Cli, CopyArgs, ErrorFormat, InfoArgs, JobsArgs, LogFormat, RestoreArgs, ResumeArgs,
@@ -22,12 +22,13 @@ use proxy_client::job::demo::demo;
 use proxy_client::job::doctor::{doctor, refuse_used};
 use proxy_client::job::info::{MapOptions, details, json_line, list, print_map};
 use proxy_client::job::inspect::inspect;
-use proxy_client::job::jobs::{Line, Lines, StatusLines, daemon_at, failed};
+use proxy_client::job::jobs::{Line, Lines, daemon_at, failed};
 use proxy_client::job::lineage::ParentOptions;
 use proxy_client::job::restore::{RestoreOptions, restore_unless};
 use proxy_client::job::resume::{ResumeOptions, Resumed, resume_unless};
 use proxy_client::job::serve::serve;
 use proxy_client::job::set::{back_up_set, is_manifest, members, restore_set, verify_set};
+use proxy_client::job::status::Look;
 use proxy_client::job::unless_stopped;
 use proxy_client::job::verify::{compare, verify};
 use proxy_client::limits_file::LimitsFile;
@@ -326,14 +327,42 @@ async fn run_jobs(args: JobsArgs) -> Result<()> {
     }
 }
 
+/// Once, or until somebody interrupts it. A daemon that goes away while it is watched may come back.
 async fn run_status(args: StatusArgs) -> Result<()> {
     let daemon = daemon_at(&args.at.daemon, args.at.tls_dir.as_deref())?;
-    let status = daemon.status().await.map_err(failed)?;
-    to_stdout(&if args.json {
-        serde_json::json!(status).to_string()
-    } else {
-        StatusLines(&status).to_string().trim_end().to_owned()
-    })
+    let repaint = args.watch && !args.json && std::io::stdout().is_terminal();
+    let mut before = None;
+    let mut is_away = false;
+    let mut shown = String::new();
+    loop {
+        match Look::at(&daemon, before.as_ref()).await {
+            Ok(look) => {
+                let text = match args.json {
+                    true => serde_json::json!(look).to_string(),
+                    false => look.to_string().trim_end().to_owned(),
+                };
+                if repaint {
+                    // Home, and nothing below: no lines are left of the look before.
+                    to_stdout(&format!("\x1b[H\x1b[2J{text}"))?;
+                } else if text != shown {
+                    to_stdout(&text)?;
+                }
+                shown = text;
+                is_away = false;
+                before = Some(look);
+            }
+            Err(ProxyError::Lost(why)) if before.is_some() => {
+                if !std::mem::replace(&mut is_away, true) {
+                    to_stderr(&format!("the daemon does not answer, and is asked again: {why}"));
+                }
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 fn run_restore(args: RestoreArgs) -> Result<()> {

@@ -1,10 +1,10 @@
-//! `jobs` and `status`: what a daemon does, asked of it.
+//! `jobs`: those of a daemon, asked of it.
 
 use std::fmt;
 use std::path::Path;
 
 use indicatif::HumanBytes;
-use nbd_export::proxy::{CopyAreaFill, DaemonStatus, JobList, JobReport, ProxyClient, ProxyError, ProxyUrl};
+use nbd_export::proxy::{CopyAreaFill, JobList, JobReport, ProxyClient, ProxyError, ProxyUrl};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -82,31 +82,6 @@ impl fmt::Display for Line<'_> {
         }
         if let Some(note) = job.notes.last() {
             write!(f, "  ({note})")?;
-        }
-        Ok(())
-    }
-}
-
-/// The daemon itself, for people.
-pub struct StatusLines<'a>(pub &'a DaemonStatus);
-
-impl fmt::Display for StatusLines<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let status = self.0;
-        writeln!(f, "proxy-client {}", status.version)?;
-        writeln!(
-            f,
-            "  repository  {}, {} free",
-            status.repository,
-            HumanBytes(status.repository_free)
-        )?;
-        writeln!(
-            f,
-            "  jobs        {} of at most {} under way, {} wait",
-            status.running, status.most, status.queued
-        )?;
-        for lun in &status.luns {
-            writeln!(f, "  lun         {}: read by {}", lun.name, lun.jobs)?;
         }
         Ok(())
     }

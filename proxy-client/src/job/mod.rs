@@ -14,6 +14,7 @@ pub mod resume;
 mod room;
 pub mod serve;
 pub mod set;
+pub mod status;
 mod stop;
 mod thread;
 mod unfinished;

@@ -8,6 +8,7 @@ mod jobs;
 mod kills;
 mod luns;
 mod restarts;
+mod status;
 
 use tempfile::TempDir;
 use tests::peer::Peer;
