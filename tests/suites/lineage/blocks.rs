@@ -194,7 +194,17 @@ fn a_killed_backup_of_scattered_changes_goes_on_to_the_same_root() {
     run_up_to(9 << 20, &owned);
     // It has a checkpoint, for whoever does not know the parent as well.
     assert_eq!(fails("proxy-client", 1, &words)["kind"], "output-exists");
-    let report = proxy_client(&["resume", text(&image), "--host-is-this-machine", "--json"]);
+    // A parent that is no good is told of, and costs nothing of what is done.
+    let (partial, good) = (scene.path("tue.partial"), std::fs::read(&parent).unwrap());
+    let left = std::fs::read(&partial).unwrap();
+    let resume = ["resume", text(&image), "--host-is-this-machine", "--json"];
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::write(&parent, &bad).unwrap();
+    assert_eq!(fails("proxy-client", 6, &resume)["kind"], "image-bad");
+    assert!(std::fs::read(&partial).unwrap() == left, "it is as it was");
+    std::fs::write(&parent, &good).unwrap();
+    let report = proxy_client(&resume);
     let report: Value = serde_json::from_str(report.lines().last().unwrap()).unwrap();
     assert_eq!(report["parent"], *mon.uuid);
     assert_eq!(number(&report, "bytes_same"), 28 * MIB + 5, "{report}");
