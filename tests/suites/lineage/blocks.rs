@@ -90,6 +90,36 @@ fn scattered_changes_are_stored_block_by_block() {
     assert!(host.terminate().success());
 }
 
+/// The same straight from the LUN: of what is read only what is stored is counted.
+#[test]
+fn scattered_changes_are_read_from_the_lun() {
+    needs_loop_devices!("mkfs.xfs");
+    let (scene, lun) = Scene::with_lun(8 * MIB + 100);
+    let (agent, live) = (&scene.agent, scene.live());
+    let direct = ["--lun", &lun, "--audit", "100", "--require-direct", "100"];
+    let mon = agent.freeze("mon");
+    scene.back_up(&mon, "mon", &direct);
+    agent.thaw(&mon, &[]);
+    for nth in 0..40 {
+        let at = nth * 3 * LEAF + nth % 16 * BLOCK;
+        live.write_all_at(&volume::noise(nth, 4096), at).unwrap();
+    }
+    let tue = agent.freeze("tue");
+    let mon = scene.path("mon");
+    let report = scene.back_up(&tue, "tue", &[&direct[..], &["--parent", text(&mon)]].concat());
+    assert_eq!(number(&report, "bytes_direct"), 40 * BLOCK, "{report}");
+    assert_eq!(number(&report, "bytes_nbd"), 0, "{report}");
+    assert_eq!(
+        number(&report, "bytes_audited"),
+        40 * LEAF,
+        "what was read: {report}"
+    );
+    assert_eq!(report["identity"][0]["bytes"], 40 * BLOCK, "{report}");
+    let told = inspected(&scene.path("tue"));
+    assert_eq!(number(&told, "bytes_direct"), 40 * BLOCK, "{told}");
+    scene.assert_as_good_as_full(&tue, "tue", &report);
+}
+
 /// Zeroes, holes and another size, of parts of leaves that did not change for the rest.
 #[test]
 fn blocks_become_zeroes_and_holes_and_lie_behind_either_end() {
