@@ -23,8 +23,8 @@ use crate::chain::{Chain, ParentChain, find_parents_of_unfinished};
 use crate::config::{LunArgument, SpoolArgument};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    End, Found, HEADER_FRAME_MAX, Header, JobRecord, LunProof, ParentImage, Resumption, UnfinishedImage,
-    WholeImage, header_of,
+    End, Found, HEADER_FRAME_MAX, Header, ImageError, JobRecord, LunProof, ParentImage, Resumption,
+    UnfinishedImage, WholeImage, header_of,
 };
 use crate::interrupt::Interrupt;
 use crate::nbd::{PoolOptions, is_made_on_request};
@@ -331,6 +331,8 @@ fn examine(
             match image.decoder().next_event() {
                 Ok(Some(_)) => {}
                 Ok(None) => break false,
+                // What was written is not at fault, and is not cut for it.
+                Err(error @ ImageError::ParentUnreadable { .. }) => return Err(error.into()),
                 Err(_) => break true,
             }
         };

@@ -37,6 +37,23 @@ impl Scene {
         Self { agent, volume, disk }
     }
 
+    /// A host that tells where everything lies, and how a proxy reads there.
+    pub(super) fn with_lun(size: u64) -> (Self, String) {
+        let scene = Self::of(size);
+        assert!(scene.agent.host.terminate().success());
+        let Self { volume, disk, .. } = scene;
+        let volume_argument = format!("{VOLUME}={}", volume.display());
+        let identity = format!("{}=lun0", disk.disk.device.display());
+        let agent = Agent::serve(&[
+            &volume_argument,
+            "--keep-for-incremental",
+            "--identity",
+            &identity,
+        ]);
+        let lun = format!("id:lun0={}", disk.disk.lun.display());
+        (Self { agent, volume, disk }, lun)
+    }
+
     pub(super) fn live(&self) -> File {
         File::options().write(true).open(&self.volume).unwrap()
     }

@@ -90,6 +90,36 @@ fn scattered_changes_are_stored_block_by_block() {
     assert!(host.terminate().success());
 }
 
+/// The same straight from the LUN: of what is read only what is stored is counted.
+#[test]
+fn scattered_changes_are_read_from_the_lun() {
+    needs_loop_devices!("mkfs.xfs");
+    let (scene, lun) = Scene::with_lun(8 * MIB + 100);
+    let (agent, live) = (&scene.agent, scene.live());
+    let direct = ["--lun", &lun, "--audit", "100", "--require-direct", "100"];
+    let mon = agent.freeze("mon");
+    scene.back_up(&mon, "mon", &direct);
+    agent.thaw(&mon, &[]);
+    for nth in 0..40 {
+        let at = nth * 3 * LEAF + nth % 16 * BLOCK;
+        live.write_all_at(&volume::noise(nth, 4096), at).unwrap();
+    }
+    let tue = agent.freeze("tue");
+    let mon = scene.path("mon");
+    let report = scene.back_up(&tue, "tue", &[&direct[..], &["--parent", text(&mon)]].concat());
+    assert_eq!(number(&report, "bytes_direct"), 40 * BLOCK, "{report}");
+    assert_eq!(number(&report, "bytes_nbd"), 0, "{report}");
+    assert_eq!(
+        number(&report, "bytes_audited"),
+        40 * LEAF,
+        "what was read: {report}"
+    );
+    assert_eq!(report["identity"][0]["bytes"], 40 * BLOCK, "{report}");
+    let told = inspected(&scene.path("tue"));
+    assert_eq!(number(&told, "bytes_direct"), 40 * BLOCK, "{told}");
+    scene.assert_as_good_as_full(&tue, "tue", &report);
+}
+
 /// Zeroes, holes and another size, of parts of leaves that did not change for the rest.
 #[test]
 fn blocks_become_zeroes_and_holes_and_lie_behind_either_end() {
@@ -194,7 +224,17 @@ fn a_killed_backup_of_scattered_changes_goes_on_to_the_same_root() {
     run_up_to(9 << 20, &owned);
     // It has a checkpoint, for whoever does not know the parent as well.
     assert_eq!(fails("proxy-client", 1, &words)["kind"], "output-exists");
-    let report = proxy_client(&["resume", text(&image), "--host-is-this-machine", "--json"]);
+    // A parent that is no good is told of, and costs nothing of what is done.
+    let (partial, good) = (scene.path("tue.partial"), std::fs::read(&parent).unwrap());
+    let left = std::fs::read(&partial).unwrap();
+    let resume = ["resume", text(&image), "--host-is-this-machine", "--json"];
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::write(&parent, &bad).unwrap();
+    assert_eq!(fails("proxy-client", 6, &resume)["kind"], "image-bad");
+    assert!(std::fs::read(&partial).unwrap() == left, "it is as it was");
+    std::fs::write(&parent, &good).unwrap();
+    let report = proxy_client(&resume);
     let report: Value = serde_json::from_str(report.lines().last().unwrap()).unwrap();
     assert_eq!(report["parent"], *mon.uuid);
     assert_eq!(number(&report, "bytes_same"), 28 * MIB + 5, "{report}");

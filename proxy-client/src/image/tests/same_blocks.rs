@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use volmap::range::ByteRange;
 
 use super::forge::{Forgery, RECORDS, record};
@@ -452,4 +453,75 @@ fn a_leaf_may_be_of_all_images_of_a_long_chain() {
         filled(&chain, ByteRange::new(0, LEAF).unwrap())
     });
     assert!(read.unwrap().join().unwrap().unwrap() == chain[IMAGES - 1].plain);
+}
+
+/// Blocks of a volume, cut into stretches of a kind; data are of a seed that no other image has.
+fn stretches_of(kinds: &[u8], size: u64, seed: u8) -> Vec<Stretch> {
+    let mut at = 0;
+    let mut stretches = Vec::new();
+    for kind in kinds {
+        let length = BLOCK.min(size - at);
+        at += length;
+        match kind {
+            // Some of a block only.
+            0 if length == BLOCK => stretches.extend([
+                stretch(1000, Kind::Hole, 0),
+                stretch(BLOCK - 1001, Kind::Data, seed),
+                stretch(1, Kind::Unreadable, 0),
+            ]),
+            0 | 1 => stretches.push(stretch(length, Kind::Data, seed)),
+            2 => stretches.push(stretch(length, Kind::Zero, 0)),
+            _ => stretches.push(stretch(length, Kind::Same, 0)),
+        }
+    }
+    stretches
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever blocks of whatever images a volume is made of.
+    #[test]
+    fn every_chain_is_the_volume_that_it_was_made_of(
+        images in proptest::collection::vec(proptest::collection::vec(0u8..8, 40), 1..4),
+        short in 1..BLOCK,
+        from in 0..40 * BLOCK,
+        length in 1..20 * BLOCK,
+    ) {
+        let size = 39 * BLOCK + short;
+        let all = ByteRange::new(0, size).unwrap();
+        let mut chain = vec![full(&[stretch(size, Kind::Data, 3)])];
+        let mut lost = vec![false; 40];
+        for (nth, kinds) in images.iter().enumerate() {
+            // A leaf with a gap of the parent is not continued block by block, and so is not this one's here.
+            let mut kinds = kinds.clone();
+            for (leaf, kinds) in kinds.chunks_mut(16).enumerate() {
+                if lost.iter().skip(leaf * 16).take(16).any(|lost| *lost) {
+                    kinds.iter_mut().for_each(|kind| *kind = (*kind).min(2));
+                }
+            }
+            lost = kinds.iter().enumerate().map(|(block, kind)| *kind == 0 && block < 39).collect();
+            let parent = chain.last().unwrap();
+            let seed = u8::try_from(nth).unwrap() + 10;
+            chain.push(over(parent, &stretches_of(&kinds, size, seed)));
+        }
+        let newest = chain.last().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let files: Vec<&[u8]> = chain.iter().rev().map(|written| &*written.image).collect();
+        let paths = write(directory.path(), &files);
+        let opened = Chain::open(&paths).unwrap();
+        opened.check().unwrap();
+        prop_assert!(filled(&opened, all).unwrap() == newest.plain);
+        let range = ByteRange::from_bounds(from.min(size - 1), size.min(from + length));
+        if let Some(range) = range {
+            prop_assert!(filled(&opened, range).unwrap() == newest.plain[part_of(all, range)]);
+        }
+        prop_assert_eq!(
+            opened.unreadable().unwrap().bytes,
+            lost.iter().filter(|lost| **lost).count() as u64
+        );
+        let older = Arc::new(Chain::open(&paths[1..]).unwrap());
+        let read = decode_over(&newest.image, 1 << 16, Some(Box::new(ParentChain(older)))).unwrap();
+        prop_assert_eq!(read.end, newest.end);
+    }
 }
