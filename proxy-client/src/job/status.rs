@@ -102,7 +102,7 @@ mod tests {
 
     fn look(at: Instant, jobs: &[(u64, u64)]) -> Look {
         let job = |&(id, direct): &(u64, u64)| {
-            json!({ "id": id, "request": { "host": "h", "volume": "v", "export": "v" }, "state": "running", "attempts": 1,
+            json!({ "id": id, "request": { "key": uuid::Uuid::nil(), "host": "h", "volume": "v", "export": "v" }, "state": "running", "attempts": 1,
                 "submitted": 0, "verified": false, "notes": [],
                 "progress": { "done": direct, "size": 1000, "direct": direct, "nbd": 0, "zero": 0, "moved": 0 } })
         };
