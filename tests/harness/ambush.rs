@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use proxy_client::transport::direct::{DirectOpener, LunOpener, LunReader};
+use proxy_client::transport::direct::{DirectOpener, Geometry, LunOpener, LunReader};
 
 /// Reads that are longer than this are of data; shorter ones are the samples and the nonce of the LUN proof, which
 /// comes before them.
@@ -121,6 +121,10 @@ impl LunReader for TrappedLun {
 
     fn block_size(&self) -> u64 {
         self.lun.block_size()
+    }
+
+    fn geometry(&self) -> Option<Geometry> {
+        self.lun.geometry()
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {

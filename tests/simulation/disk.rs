@@ -48,6 +48,7 @@ impl Disk {
             label: self.identity.to_string(),
             identity: self.identity.clone(),
             size: self.size(),
+            block_size: None,
             below: Below::Disk,
         })
     }
@@ -100,6 +101,7 @@ impl Layout {
             identity: Identity::new("id", name).unwrap(),
             label: name.to_owned(),
             size,
+            block_size: None,
             below: Below::Segments(segments),
         })
     }

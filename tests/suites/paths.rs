@@ -1,6 +1,6 @@
 //! LUNs whose paths fail, hang, lie or lead elsewhere: the right bytes all the same, and a report that says how they were got.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use proxy_client::config::LunArgument;
@@ -13,7 +13,7 @@ use proxy_client::progress::Progress;
 use proxy_client::report::BackupReport;
 use tests::ambush::Ambush;
 use tests::cutting_proxy::{Cut, CuttingProxy};
-use tests::disk::Mounted;
+use tests::disk::{LoopDisk, Mounted, run};
 use tests::faulty_lun::{Fault, FaultyLuns};
 use tests::needs_loop_devices;
 use tests::site::{Site, VOLUME, run_backup, text};
@@ -300,4 +300,94 @@ fn without_a_fallback_a_backup_is_direct_or_none() {
         .site
         .assert_failed(run_backup(&options, &Ambush::never()), ErrorKind::PolicyMissed);
     assert_eq!(error.kind().exit_code(), 4);
+}
+
+/// A copy of the LUN, of which the first bytes are the same.
+fn copy_of(lun: &Path, size: u64) -> PathBuf {
+    let copy = lun.with_file_name("copy");
+    run("cp", &["--sparse=always", text(lun), text(&copy)]);
+    let file = std::fs::OpenOptions::new().write(true).open(&copy).unwrap();
+    file.set_len(size).unwrap();
+    copy
+}
+
+/// Every byte came through the host, for a reason that has these words.
+fn assert_through_host(report: &BackupReport, words: [&str; 2]) {
+    assert_eq!((report.bytes_direct, report.bytes_nbd), (0, SIZE), "{report:?}");
+    let told = report
+        .transport_reasons
+        .iter()
+        .filter(|reason| words.iter().all(|word| reason.reason.contains(word)));
+    assert_eq!(told.map(|reason| reason.bytes).sum::<u64>(), SIZE, "{report:?}");
+    assert_eq!(report.identity[0].proof, "not proven", "{report:?}");
+}
+
+/// Its samples are those of the LUN, so the size is all that tells.
+#[test]
+fn a_disk_of_another_size_is_read_through_the_host() {
+    needs_loop_devices!("mkfs.xfs", "zstd");
+    let mut paths = Paths::new();
+    let size = std::fs::metadata(&paths.first).unwrap().len();
+    run("sync", &["-f", text(&paths.site.disk.path)]);
+    let larger = size + MIB;
+    paths.first = copy_of(&paths.first, larger);
+    let lun = format!("lun0={}", text(&paths.first));
+    let mut options = paths.options(std::slice::from_ref(&lun));
+    options.require_direct = Some(50.0);
+    let report = paths.site.assert_right(run_backup(&options, &Ambush::never()));
+    assert_through_host(&report, [&larger.to_string(), &size.to_string()]);
+    assert_eq!(report.policy_missed, Some(50.0));
+    std::fs::remove_file(paths.site.image()).unwrap();
+
+    options.no_fallback = true;
+    let outcome = run_backup(&options, &Ambush::never());
+    paths.site.assert_failed(outcome, ErrorKind::PolicyMissed);
+
+    // With other bytes on it, it is another disk for certain.
+    options.no_fallback = false;
+    std::fs::write(&paths.first, noise(9, usize::try_from(larger).unwrap())).unwrap();
+    let outcome = run_backup(&options, &Ambush::never());
+    paths.site.assert_failed(outcome, ErrorKind::WrongLun);
+}
+
+#[test]
+fn a_disk_of_another_block_size_is_read_through_the_host() {
+    needs_loop_devices!("mkfs.xfs", "losetup", "zstd");
+    let paths = Paths::new();
+    run("sync", &["-f", text(&paths.site.disk.path)]);
+    for (sector, is_direct) in [("512", true), ("4096", false)] {
+        let proxys = LoopDisk::on(&paths.site.disk.disk.lun, &["--sector-size", sector]);
+        let options = paths.options(&[format!("lun0={}", text(&proxys.device))]);
+        let report = paths.site.assert_right(run_backup(&options, &Ambush::never()));
+        if is_direct {
+            assert_eq!((report.bytes_direct, report.bytes_nbd), (SIZE, 0), "{report:?}");
+        } else {
+            assert_through_host(&report, ["4096", "512"]);
+        }
+        std::fs::remove_file(paths.site.image()).unwrap();
+    }
+}
+
+/// The host's side of it does not know yet that it has grown.
+#[test]
+fn a_disk_that_grows_is_read_directly_where_a_tag_proves_it() {
+    needs_loop_devices!("mkfs.xfs", "zstd");
+    for tagged in [false, true] {
+        let bytes = noise(1, usize::try_from(SIZE).unwrap());
+        let mut site = Site::new(Mounted::xfs(320 << 20), &bytes);
+        let tag = format!("{VOLUME}={}", site.path("vm.tag").display());
+        let arguments = ["--tag", &tag];
+        site.serve(if tagged { &arguments } else { &[] });
+        let lun = std::fs::OpenOptions::new()
+            .write(true)
+            .open(&site.disk.disk.lun)
+            .unwrap();
+        lun.set_len(lun.metadata().unwrap().len() + MIB).unwrap();
+        let report = site.assert_right(site.backup(&Ambush::never()));
+        if tagged {
+            assert_eq!((report.bytes_direct, report.bytes_nbd), (SIZE, 0), "{report:?}");
+        } else {
+            assert_through_host(&report, [" bytes here", " on the host"]);
+        }
+    }
 }

@@ -4,6 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use volmap::frozen::{CopyAreaUse, Description, Strength};
 use volmap::set::HeldBy;
+use volmap::store::StoreGraph;
+
+use super::limits::{DISKS_TOLD_BYTES, DISKS_TOLD_MAX};
 
 /// How its host came to freeze an image, beside what the image says of itself.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +47,7 @@ pub(super) fn describe(
     circumstances: &Circumstances,
     copy_area: Option<CopyAreaUse>,
     left_out: Option<u64>,
+    graph: &StoreGraph,
 ) -> String {
     let mut text = format!(
         "frozen image: method={} strength={} stability={} attestation={} frozen-at={}",
@@ -63,7 +67,24 @@ pub(super) fn describe(
     if let Some(bytes) = left_out {
         text.push_str(&format!(" free-space-left-out={bytes}"));
     }
+    text.push_str(&disks(graph));
     text
+}
+
+/// A word for each disk. An identity is percent-encoded, and so holds neither spaces nor slashes.
+fn disks(graph: &StoreGraph) -> String {
+    let mut words = String::new();
+    for disk in graph.disks().take(DISKS_TOLD_MAX) {
+        let mut word = format!(" disk={}/{}", disk.identity, disk.size);
+        if let Some(block) = disk.block_size {
+            word.push_str(&format!("/{block}"));
+        }
+        if words.len() + word.len() > DISKS_TOLD_BYTES {
+            break;
+        }
+        words.push_str(&word);
+    }
+    words
 }
 
 /// The same of a frozen set as a whole.
@@ -163,6 +184,55 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn disk(name: &str, block_size: Option<u32>) -> volmap::store::Store {
+        volmap::store::Store {
+            kind: volmap::store::StoreKind::Disk,
+            identity: volmap::identity::Identity::new("serial", name).unwrap(),
+            label: name.into(),
+            size: 1 << 30,
+            block_size,
+            below: volmap::store::Below::Disk,
+        }
+    }
+
+    #[test]
+    fn a_disk_is_told_with_its_size_and_its_block_size() {
+        let mut graph = StoreGraph::new();
+        graph.add(disk("a b/c", Some(512)));
+        graph.add(disk("file", None));
+        assert_eq!(
+            disks(&graph),
+            " disk=serial:a%20b%2Fc/1073741824/512 disk=serial:file/1073741824"
+        );
+    }
+
+    #[test]
+    fn what_is_told_of_disks_is_bounded_in_number_and_in_length() {
+        let told = |names: &dyn Fn(usize) -> String, number: usize| {
+            let mut graph = StoreGraph::new();
+            for nth in 0..number {
+                graph.add(disk(&names(nth), None));
+            }
+            let words = disks(&graph);
+            assert!(words.len() <= DISKS_TOLD_BYTES, "{}", words.len());
+            words.split_ascii_whitespace().count()
+        };
+        let short = |nth| format!("{nth}");
+        for (number, wanted) in [
+            (DISKS_TOLD_MAX - 1, DISKS_TOLD_MAX - 1),
+            (DISKS_TOLD_MAX, DISKS_TOLD_MAX),
+            (DISKS_TOLD_MAX + 1, DISKS_TOLD_MAX),
+        ] {
+            assert_eq!(told(&short, number), wanted);
+        }
+        // Words of 255 bytes each: as many as fit, and none that is cut.
+        let long = |nth| format!("{nth:0231}");
+        let fit = DISKS_TOLD_BYTES / 255;
+        assert_eq!(" disk=serial:/1073741824".len() + 231, 255);
+        assert_eq!(told(&long, fit), fit);
+        assert_eq!(told(&long, fit + 1), fit);
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {

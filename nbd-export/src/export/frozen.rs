@@ -159,6 +159,7 @@ impl Export for FrozenExport {
                 &self.circumstances,
                 self.image.copy_area(),
                 self.image.left_out(),
+                &self.image.graph(),
             ),
         }
     }

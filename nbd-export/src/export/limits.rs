@@ -17,6 +17,12 @@ pub const STRETCHES_MAX: usize = 1 << 17;
 /// do nothing else meanwhile. Some 100 µs, for 16 GiB of a volume in pieces of 4 KiB.
 pub const CHANGED_PIECES_LOOKED_AT: u64 = 1 << 22;
 
+/// Most disks whose size a description tells: more than a volume lies on, but for a pool of many.
+pub const DISKS_TOLD_MAX: usize = 64;
+
+/// Most bytes of a description that tell of disks. With 1 KiB for all else it stays below the longest string of the protocol.
+pub const DISKS_TOLD_BYTES: usize = 3 << 10;
+
 /// Buffers that a connection keeps for its next reads.
 pub const SPARE_BUFFERS_MAX: usize = 64;
 

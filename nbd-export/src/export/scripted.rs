@@ -232,6 +232,7 @@ pub(crate) fn store(kind: StoreKind, name: &str, size: u64, below: Below) -> Sto
         identity: Identity::new("id", name).unwrap(),
         label: name.into(),
         size,
+        block_size: None,
         below,
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use volmap::range::ByteRange;
 
-use crate::transport::direct::{LunOpener, LunReader};
+use crate::transport::direct::{Geometry, LunOpener, LunReader};
 
 /// Opens LUNs for one host.
 pub(super) struct AllowedOpener<'a> {
@@ -54,6 +54,10 @@ impl LunReader for Parts {
 
     fn block_size(&self) -> u64 {
         self.inner.block_size()
+    }
+
+    fn geometry(&self) -> Option<Geometry> {
+        self.inner.geometry()
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {

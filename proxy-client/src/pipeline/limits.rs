@@ -10,6 +10,9 @@ pub(super) const BATCH_DATA: u64 = 8 << 20;
 /// Extents in one batch: bounds what a fragmented map makes of one batch.
 pub(super) const BATCH_EXTENTS: usize = 8192;
 
+/// Words of a description that are looked at for the disk that they tell of: as many as a host may give (docs/x-volmap.md, "Description").
+pub(super) const DISKS_TOLD_MAX: usize = 64;
+
 /// Bytes of the volume in one batch: a zero frame is made of each GiB of a hole, so this is a thousand of them.
 pub(super) const BATCH_RANGE: u64 = 1 << 40;
 

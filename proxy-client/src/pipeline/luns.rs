@@ -11,6 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::{Mutex, Notify};
 use volmap::range::ByteRange;
 
+use super::disk_told::is_another;
 use super::limits::LONGEST_DIRECT_READ;
 use super::random::Random;
 use super::source::{FrozenSource, generations_whole};
@@ -42,11 +43,18 @@ const SAMPLE_WINDOWS: [u64; 2] = [16 << 20, 1 << 30];
 /// One LUN and what is known of it.
 struct LunSlot {
     lun: Lun,
-    state: Mutex<Proof>,
+    state: Mutex<State>,
     /// Searches of the whole volume so far.
     searches: AtomicU32,
     /// An audit found it to differ from what the host reads.
     distrusted: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    proof: Proof,
+    /// Why it is not read though its samples are equal.
+    refused: Option<String>,
 }
 
 /// What is proven of a LUN.
@@ -142,14 +150,14 @@ impl Luns {
     pub async fn proofs(&self) -> Vec<Proof> {
         let mut proofs = Vec::new();
         for slot in &self.slots {
-            proofs.push(*slot.state.lock().await);
+            proofs.push(slot.state.lock().await.proof);
         }
         proofs
     }
 
     /// Notes that a tag's nonce was found on a LUN.
     pub async fn mark_tagged(&self, disk: u16) {
-        self.slots[usize::from(disk)].state.lock().await.tagged = true;
+        self.slots[usize::from(disk)].state.lock().await.proof.tagged = true;
     }
 
     /// Reads from a LUN.
@@ -232,10 +240,18 @@ impl Luns {
         source: &S,
         hints: &[MappedExtent],
     ) -> Result<std::result::Result<(), String>> {
-        let mut proof = self.slots[usize::from(disk)].state.lock().await;
-        if proof.sampled {
+        let mut state = self.slots[usize::from(disk)].state.lock().await;
+        if state.proof.sampled {
             return Ok(Ok(()));
         }
+        if let Some(reason) = &state.refused {
+            return Ok(Err(reason.clone()));
+        }
+        // A tag leaves no doubt, and a LUN may be growing.
+        let differs = match state.proof.tagged {
+            true => None,
+            false => self.hold_against(disk, source).await,
+        };
         let mut proven = self
             .compare_all(disk, source, self.samples(disk, source, hints).await?)
             .await?;
@@ -244,14 +260,24 @@ impl Luns {
                 .compare_all(disk, source, self.samples_with_content(disk, hints).await)
                 .await?;
         }
-        match proven {
-            Err(reason) => return Ok(Err(reason)),
-            Ok(false) => return Ok(Err("no sample with content could prove the LUN".into())),
-            Ok(true) => {}
+        match (proven, differs) {
+            (Ok(true), None) => {}
+            (proven, Some(reason)) => {
+                state.refused = proven.is_ok_and(|told_apart| told_apart).then(|| reason.clone());
+                return Ok(Err(reason));
+            }
+            (Err(reason), None) => return Ok(Err(reason)),
+            (Ok(false), None) => return Ok(Err("no sample with content could prove the LUN".into())),
         }
-        proof.sampled = true;
+        state.proof.sampled = true;
         tracing::info!(lun = %self.lun(disk).identity, path = %self.lun(disk).path().display(), "samples are equal both ways");
         Ok(Ok(()))
+    }
+
+    /// Why a LUN is not the disk that the host tells of, by its size or block size.
+    async fn hold_against<S: FrozenSource>(&self, disk: u16, source: &S) -> Option<String> {
+        let lun = self.lun(disk);
+        is_another(lun, &source.told_of(&lun.identity).await)
     }
 
     /// Whether a sample was equal both ways that holds something; `Err(reason)` inside `Ok` where the LUN cannot be read.

@@ -5,6 +5,7 @@
 
 mod confirmations;
 mod delta;
+mod disk_told;
 mod fetch;
 mod limits;
 mod luns;
@@ -23,6 +24,7 @@ mod world;
 
 pub(crate) use delta::Changes;
 pub use delta::Delta;
+pub(crate) use disk_told::told;
 pub use fetch::{FetchPolicy, Fetched, FetchedStretch, Plain};
 pub use luns::{Luns, Proof};
 pub use queue::Place;

@@ -1,13 +1,15 @@
 //! What the pipeline needs of a frozen image that a host publishes.
 
-use std::future::Future;
+use std::future::{Future, ready};
 
 use bytes::Bytes;
+use volmap::identity::Identity;
 use volmap::range::ByteRange;
 
 use super::limits::EXTENTS_HELD;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::mapped::{MappedExtent, join};
+use crate::transport::direct::Geometry;
 
 /// A frozen image behind a host. The disk number of a place is the position in the job's list of LUNs.
 ///
@@ -26,6 +28,11 @@ pub trait FrozenSource: Send + Sync {
 
     /// Bytes through the host.
     fn read(&self, range: ByteRange) -> impl Future<Output = Result<Bytes>> + Send;
+
+    /// The sizes and block sizes that the host tells of a disk: none where it tells nothing, several only where it contradicts itself.
+    fn told_of(&self, _disk: &Identity) -> impl Future<Output = Vec<Geometry>> + Send {
+        ready(Vec::new())
+    }
 }
 
 /// The mapping of the whole of `range`, from as many replies as it takes.

@@ -57,6 +57,7 @@ impl Scattered {
             identity: Identity::from_operator("lun0").unwrap(),
             label: "lun0".to_owned(),
             size: LUN_SIZE,
+            block_size: None,
             below: Below::Disk,
         });
         let segments = (0..SECTORS).map(|sector| Segment {
@@ -71,6 +72,7 @@ impl Scattered {
             identity: Identity::from_operator("scattered").unwrap(),
             label: "scattered".to_owned(),
             size: SECTORS * SECTOR,
+            block_size: None,
             below: Below::Segments(segments.collect()),
         });
         Self {

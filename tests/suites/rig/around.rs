@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use proxy_client::transport::direct::{DirectOpener, LunOpener, LunReader};
+use proxy_client::transport::direct::{DirectOpener, Geometry, LunOpener, LunReader};
 
 /// Reads that are longer than this are of data, see [`tests::ambush`].
 const LONGEST_PROOF_READ: usize = 32 << 10;
@@ -57,6 +57,10 @@ impl LunReader for Reader {
 
     fn block_size(&self) -> u64 {
         self.lun.block_size()
+    }
+
+    fn geometry(&self) -> Option<Geometry> {
+        self.lun.geometry()
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {

@@ -153,6 +153,7 @@ impl BlockChain<'_> {
             identity,
             label: self.sysfs.node(device).display().to_string(),
             size: self.sysfs.size(device)?,
+            block_size: self.sysfs.logical_block_size(device)?,
             below,
         }))
     }

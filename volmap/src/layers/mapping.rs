@@ -262,6 +262,7 @@ impl Layers {
             identity,
             label: path.display().to_string(),
             size,
+            block_size: None,
             below: Below::Disk,
         });
         Ok((top, content))
@@ -314,6 +315,7 @@ impl Layers {
             identity,
             label: format!("btrfs {uuid}"),
             size,
+            block_size: None,
             below,
         });
         let is_read_only = ground.is_read_only();
@@ -349,6 +351,7 @@ impl Layers {
             identity,
             label: file_system.mount_point.clone(),
             size,
+            block_size: None,
             below: segments,
         }))
     }
@@ -398,6 +401,7 @@ fn map_file(
         identity: file_identity(file, path)?,
         label: path.display().to_string(),
         size,
+        block_size: None,
         below,
     });
     Ok((top, content))

@@ -87,6 +87,21 @@ impl Sysfs {
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
+    /// The logical block size of a device in bytes; `None`: the kernel does not say.
+    ///
+    /// # Errors
+    /// Of reading; `InvalidData`: not a number.
+    pub(super) fn logical_block_size(&self, device: DeviceNumber) -> io::Result<Option<u32>> {
+        let said = |device| self.attribute(device, "queue/logical_block_size");
+        let text = match said(device)? {
+            // A partition has no queue but that of its disk.
+            None => self.disk_of_partition(device).ok().map_or(Ok(None), said)?,
+            text => text,
+        };
+        let number = text.map(|text| text.parse());
+        number.transpose().map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
     /// Whether a device has something of that name, which tells what it is.
     pub(super) fn has(&self, device: DeviceNumber, name: &str) -> bool {
         self.directory(device).join(name).exists()

@@ -145,6 +145,8 @@ pub struct Store {
     pub label: String,
     /// Size in bytes.
     pub size: u64,
+    /// Logical block size in bytes, where it is a block device that says so.
+    pub block_size: Option<u32>,
     /// What lies under it.
     pub below: Below,
 }
@@ -222,9 +224,14 @@ impl StoreGraph {
         &self.stores[id.index()]
     }
 
+    /// The stores that chains end on: what names one of them for good is its identity, its size and its block size.
+    pub fn disks(&self) -> impl Iterator<Item = &Store> {
+        self.stores.iter().filter(|s| s.below == Below::Disk)
+    }
+
     /// Whether any chain ends on a disk.
     pub fn reaches_disk(&self) -> bool {
-        self.stores.iter().any(|s| s.below == Below::Disk)
+        self.disks().next().is_some()
     }
 
     /// The id of every store, lower ones first.
@@ -293,6 +300,7 @@ mod tests {
             identity: Identity::new("id", name).unwrap(),
             label: name.into(),
             size,
+            block_size: None,
             below,
         }
     }
@@ -368,6 +376,24 @@ mod tests {
             1000,
         );
         assert_eq!((beyond.len, beyond.disk()), (1000, None));
+    }
+
+    #[test]
+    fn the_disks_are_those_that_a_chain_ends_on() {
+        let mut graph = StoreGraph::new();
+        let disk = Store {
+            block_size: Some(4096),
+            ..store(StoreKind::Disk, "d", 1 << 20, Below::Disk)
+        };
+        let id = graph.add(disk.clone());
+        graph.add(store(StoreKind::Disk, "md0", 1 << 20, Below::Opaque("md".into())));
+        graph.add(store(
+            StoreKind::File,
+            "f",
+            4096,
+            Below::Segments(vec![segment(0, 4096, id, 0)]),
+        ));
+        assert_eq!(graph.disks().collect::<Vec<_>>(), [&disk]);
     }
 
     #[test]

@@ -112,6 +112,7 @@ mod tests {
             identity: Identity::new("id", name).unwrap(),
             label: name.into(),
             size,
+            block_size: None,
             below,
         }
     }

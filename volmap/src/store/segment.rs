@@ -38,6 +38,7 @@ mod tests {
             identity: Identity::new("id", "d").unwrap(),
             label: "d".into(),
             size: 10_000,
+            block_size: None,
             below: Below::Disk,
         });
         let segment = |start, len, offset| Segment {

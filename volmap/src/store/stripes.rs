@@ -92,6 +92,7 @@ mod tests {
             identity: Identity::new("id", &number.to_string()).unwrap(),
             label: String::new(),
             size: u64::MAX,
+            block_size: None,
             below: Below::Disk,
         };
         let ids = (0..count).map(|number| graph.add(disk(number))).collect();
@@ -126,6 +127,7 @@ mod tests {
             identity: Identity::new("dm", "striped").unwrap(),
             label: String::new(),
             size: 1 << 52,
+            block_size: None,
             below: Below::Striped(vec![stripes]),
         });
         let place = Place {

@@ -11,7 +11,7 @@ use volmap::range::ByteRange;
 
 use super::limits::FAILURES_IN_A_ROW;
 use super::memory::{Memory, MemoryPool};
-use super::reader::LunReader;
+use super::reader::{Geometry, LunReader};
 use super::threads::ReadThreads;
 
 /// What the system says of a device that is not there any more.
@@ -46,6 +46,11 @@ impl LunPath {
             in_a_row: AtomicU32::new(0),
             given_up: OnceLock::new(),
         }
+    }
+
+    /// Size and block size of what it leads to.
+    pub fn geometry(&self) -> Option<Geometry> {
+        self.reader.geometry()
     }
 
     /// Bytes that were wanted of the LUN and read by it.

@@ -25,5 +25,5 @@ pub use lun::{Lun, LunBytes};
 pub use lun_path::LunPath;
 pub use memory::{Memory, MemoryPool};
 pub use open::{DirectOpener, NoDirectIo};
-pub use reader::{LunOpener, LunReader, ReadMeanwhile};
+pub use reader::{Geometry, LunOpener, LunReader, ReadMeanwhile};
 pub use threads::ReadThreads;

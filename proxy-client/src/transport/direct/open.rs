@@ -9,7 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use volmap::storage::ALIGNMENT;
 use volmap::sys::block_device;
 
-use super::reader::{LunOpener, LunReader};
+use super::reader::{Geometry, LunOpener, LunReader};
 use super::write_guard::{WriteGuard, guard_against_writes};
 
 /// Opens real LUNs: block devices, and files that stand for disks.
@@ -29,6 +29,7 @@ struct DirectLun {
     file: Flock<File>,
     size: u64,
     block_size: u64,
+    is_device: bool,
 }
 
 impl DirectLun {
@@ -46,9 +47,10 @@ impl DirectLun {
             size,
             // A file system's own rule; a page satisfies every one.
             block_size: ALIGNMENT as u64,
+            is_device: metadata.file_type().is_block_device(),
             guard: None,
         };
-        if metadata.file_type().is_block_device() {
+        if lun.is_device {
             lun.block_size = u64::from(block_device::logical_block_size(&lun.file)?);
             lun.guard = guard_against_writes(path, &lun.file, metadata.rdev());
         }
@@ -63,6 +65,13 @@ impl LunReader for DirectLun {
 
     fn block_size(&self) -> u64 {
         self.block_size
+    }
+
+    fn geometry(&self) -> Option<Geometry> {
+        Some(Geometry {
+            size: self.size,
+            block_size: self.is_device.then_some(self.block_size),
+        })
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {

@@ -10,6 +10,15 @@ use volmap::range::ByteRange;
 use super::memory::{Memory, MemoryPool};
 use super::threads::ReadThreads;
 
+/// What of the identity of a disk is no name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// Size in bytes.
+    pub size: u64,
+    /// Logical block size in bytes; `None`: it is no block device.
+    pub block_size: Option<u64>,
+}
+
 /// One path to a LUN; test harnesses wrap it to let a writer or a fault in at a chosen point.
 pub trait LunReader: Send + Sync {
     /// Size in bytes.
@@ -17,6 +26,11 @@ pub trait LunReader: Send + Sync {
 
     /// What offsets and lengths of reads must be multiples of, a power of two.
     fn block_size(&self) -> u64;
+
+    /// Size and block size of what was opened; `None`: it is nothing that has them.
+    fn geometry(&self) -> Option<Geometry> {
+        None
+    }
 
     /// Reads into `buf`, whose length and `offset` are multiples of the block size. Short only at the end of the LUN.
     ///

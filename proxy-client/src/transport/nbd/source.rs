@@ -19,8 +19,9 @@ use super::link::{Link, LinkError};
 use super::published::Published;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::{BufferPool, Connection, NbdError, PoolOptions};
-use crate::pipeline::FrozenSource;
+use crate::pipeline::{FrozenSource, told};
 use crate::plan::mapped::MappedExtent;
+use crate::transport::direct::Geometry;
 
 /// First and longest wait before a lost connection is taken up again: a restarted host is back within seconds, and one that is not
 /// should not be pestered.
@@ -351,6 +352,10 @@ impl FrozenSource for NbdSource {
             }
             error => self.failed(error),
         })
+    }
+
+    async fn told_of(&self, disk: &Identity) -> Vec<Geometry> {
+        told(&self.description().await, disk)
     }
 }
 

@@ -77,6 +77,7 @@ impl Ground for MemoryGround {
                 label: identity.to_string(),
                 identity,
                 size,
+                block_size: None,
                 below,
             })
         });

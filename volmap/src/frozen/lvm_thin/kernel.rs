@@ -98,6 +98,7 @@ impl KernelSnapshot {
             identity: self.identity.clone(),
             label: self.label.clone(),
             size: self.size,
+            block_size: None,
             below,
         }
     }

@@ -78,6 +78,7 @@ mod tests {
             identity: Identity::from_operator("data").unwrap(),
             label: "data".into(),
             size: data_size,
+            block_size: None,
             below: Below::Disk,
         });
         (graph, data)

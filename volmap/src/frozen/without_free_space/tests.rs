@@ -43,6 +43,7 @@ impl Bytes {
             identity: Identity::new("id", "disk").unwrap(),
             label: "disk".to_owned(),
             size: 2000,
+            block_size: None,
             below: Below::Disk,
         });
         Arc::new(Self {

@@ -57,6 +57,7 @@ impl BlockChain<'_> {
                 identity,
                 label: path,
                 size: size?,
+                block_size: None,
                 below: Below::Disk,
             })
         } else {

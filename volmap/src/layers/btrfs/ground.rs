@@ -253,6 +253,7 @@ mod tests {
                 identity: Identity::new("id", &number.to_string()).unwrap(),
                 label: String::new(),
                 size: 1 << 20,
+                block_size: None,
                 below,
             };
             stores.insert(number, graph.add(store));

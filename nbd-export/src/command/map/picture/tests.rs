@@ -17,6 +17,7 @@ fn scattered(count: u64) -> VolumeMap {
             identity: Identity::new("id", name).unwrap(),
             label: format!("<{name}> & \"more\"\u{1}"),
             size: size * 8,
+            block_size: None,
             below,
         })
     };

@@ -404,6 +404,7 @@ fn store(kind: StoreKind, name: &str, size: u64, below: Below) -> Store {
         identity: Identity::new("id", name).unwrap(),
         label: name.to_owned(),
         size,
+        block_size: None,
         below,
     }
 }

@@ -60,6 +60,7 @@ fn store(kind: StoreKind, name: &str, size: u64, below: Below) -> Store {
         identity: Identity::new("id", name).unwrap(),
         label: name.into(),
         size,
+        block_size: None,
         below,
     }
 }

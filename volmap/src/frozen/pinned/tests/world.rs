@@ -144,6 +144,7 @@ impl World {
             identity: Identity::from_operator(name).unwrap(),
             label: name.to_owned(),
             size,
+            block_size: None,
             below,
         };
         let mut graph = StoreGraph::new();
