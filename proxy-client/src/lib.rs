@@ -13,6 +13,7 @@ pub mod daemon;
 mod directory;
 mod doctor;
 pub mod error;
+pub mod escaped;
 mod file_id;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -16,11 +16,12 @@ use proxy_client::cli::{
 };
 use proxy_client::config::{ImagePath, LunArgument, Place, nbd_uri, nbd_uri_with_set, places};
 use proxy_client::error::{Error, ErrorKind, Result};
+use proxy_client::escaped::{escaped_lines, json_line};
 use proxy_client::job::backup::{BackupOptions, backup_unless};
 use proxy_client::job::copy::{CopyOptions, copy};
 use proxy_client::job::demo::demo;
 use proxy_client::job::doctor::{doctor, refuse_used};
-use proxy_client::job::info::{MapOptions, details, json_line, list, print_map};
+use proxy_client::job::info::{MapOptions, details, list, print_map};
 use proxy_client::job::inspect::inspect;
 use proxy_client::job::jobs::{Line, Lines, daemon_at, failed};
 use proxy_client::job::lineage::ParentOptions;
@@ -98,10 +99,9 @@ fn print_error(error: &Error, format: ErrorFormat) {
     let row = error.kind().row();
     to_stderr(&match format {
         ErrorFormat::Text => format!("proxy-client: {error}\n{}", row.advice),
-        ErrorFormat::Json => serde_json::json!({
+        ErrorFormat::Json => json_line(&serde_json::json!({
             "kind": row.name, "message": error.to_string(), "advice": row.advice, "exit_code": row.exit_code,
-        })
-        .to_string(),
+        })),
     });
 }
 
@@ -125,7 +125,7 @@ fn run(verb: Verb) -> Result<()> {
             let luns = luns(&args.lun)?;
             let examination = doctor(&luns)?;
             to_stdout(&if args.json {
-                serde_json::json!(examination).to_string()
+                json_line(&examination)
             } else {
                 examination.to_string().trim_end().to_owned()
             })?;
@@ -135,7 +135,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Inspect(args) => {
             let inspected = inspect(&args.image)?;
             to_stdout(&if args.json {
-                inspected.to_json().to_string()
+                json_line(&inspected.to_json())
             } else {
                 inspected.to_string()
             })
@@ -192,7 +192,7 @@ fn run_backup(args: &BackupArgs) -> Result<()> {
         LimitsFile::followed(args.limits.file().as_ref(), &options.throttle, backup).await
     })?;
     if args.json && options.output == ImagePath::Stdio {
-        to_stderr(&serde_json::json!(report).to_string());
+        to_stderr(&json_line(&report));
         return report.verdict();
     }
     tell(&report, args.json)
@@ -225,7 +225,7 @@ fn run_set(args: &BackupArgs, uris: &[NbdUri], set: Option<&str>, options: &Back
         LimitsFile::followed(args.limits.file().as_ref(), &options.throttle, backup).await
     })?;
     if args.json {
-        to_stdout(&serde_json::json!(report).to_string())?;
+        to_stdout(&json_line(&report))?;
     } else {
         for image in &report.manifest.images {
             to_stderr(&format!(
@@ -276,7 +276,9 @@ fn run_resume(args: ResumeArgs) -> Result<()> {
                 end.root
             ));
             if args.json {
-                to_stdout(&serde_json::json!({ "size": end.size, "root": end.root }).to_string())?;
+                to_stdout(&json_line(
+                    &serde_json::json!({ "size": end.size, "root": end.root }),
+                ))?;
             }
             whole.verdict()
         }
@@ -286,7 +288,7 @@ fn run_resume(args: ResumeArgs) -> Result<()> {
 /// The report of a backup, and what its policy makes of it.
 fn tell(report: &BackupReport, json: bool) -> Result<()> {
     if json {
-        to_stdout(&serde_json::json!(report).to_string())?;
+        to_stdout(&json_line(&report))?;
     } else {
         to_stderr(report.to_string().trim_end());
     }
@@ -298,7 +300,7 @@ async fn run_jobs(args: JobsArgs) -> Result<()> {
     let Some(id) = args.id else {
         let jobs = daemon.jobs().await.map_err(failed)?;
         return to_stdout(&if args.json {
-            serde_json::json!(jobs).to_string()
+            json_line(&jobs)
         } else {
             Lines(&jobs).to_string().trim_end().to_owned()
         });
@@ -316,7 +318,7 @@ async fn run_jobs(args: JobsArgs) -> Result<()> {
         }
         .map_err(failed)?;
         to_stdout(&if args.json {
-            serde_json::json!(job).to_string()
+            json_line(&job)
         } else {
             Line(&job).to_string()
         })?;
@@ -338,13 +340,14 @@ async fn run_status(args: StatusArgs) -> Result<()> {
         match Look::at(&daemon, before.as_ref()).await {
             Ok(look) => {
                 let text = match args.json {
-                    true => serde_json::json!(look).to_string(),
+                    true => json_line(&look),
                     false => look.to_string().trim_end().to_owned(),
                 };
                 if repaint {
                     // Home, and nothing below: no lines are left of the look before.
-                    to_stdout(&format!("\x1b[H\x1b[2J{text}"))?;
-                } else if text != shown {
+                    write!(std::io::stdout(), "\x1b[H\x1b[2J").map_err(unwritable)?;
+                }
+                if repaint || text != shown {
                     to_stdout(&text)?;
                 }
                 shown = text;
@@ -423,7 +426,7 @@ fn run_verify(args: &VerifyArgs) -> Result<()> {
         let (set, verified) = watched(|interrupt, progress| verify_set(image, interrupt, progress))?;
         to_stderr(&format!("the set is good: {} images", verified.len()));
         if args.json {
-            to_stdout(&serde_json::json!(set).to_string())?;
+            to_stdout(&json_line(&set))?;
         }
         let first_gap = verified.iter().find_map(|image| image.unreadable.error());
         return first_gap.map_or(Ok(()), Err);
@@ -455,7 +458,7 @@ fn run_verify(args: &VerifyArgs) -> Result<()> {
         None => None,
     };
     if args.json {
-        to_stdout(&verified.to_json(comparison.as_ref()).to_string())?;
+        to_stdout(&json_line(&verified.to_json(comparison.as_ref())))?;
     }
     if let Some(comparison) = comparison {
         comparison.verdict()?;
@@ -491,10 +494,10 @@ fn run_copy(args: &CopyArgs) -> Result<()> {
         to_stderr(&report.to_string());
         Ok(())
     } else if options.target == Place::Stdio {
-        to_stderr(&serde_json::json!(report).to_string());
+        to_stderr(&json_line(&report));
         Ok(())
     } else {
-        to_stdout(&serde_json::json!(report).to_string())
+        to_stdout(&json_line(&report))
     }
 }
 
@@ -528,12 +531,16 @@ fn run_info(args: &InfoArgs) -> Result<()> {
 }
 
 #[allow(clippy::print_stdout, reason = "results are what stdout is for")]
-fn to_stdout(line: &str) -> Result<()> {
-    let failed = |error| Error::new(ErrorKind::Io, "standard output cannot be written").caused_by(error);
-    writeln!(std::io::stdout().lock(), "{line}").map_err(failed)
+/// Text, or JSON on a line. Nothing that others say in it steers a terminal.
+fn to_stdout(text: &str) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{}", escaped_lines(text)).map_err(unwritable)
+}
+
+fn unwritable(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, "standard output cannot be written").caused_by(error)
 }
 
 /// The terminal may have been closed: what became of the job is told by the exit code, too.
-fn to_stderr(line: &str) {
-    writeln!(std::io::stderr(), "{line}").ok();
+fn to_stderr(text: &str) {
+    writeln!(std::io::stderr(), "{}", escaped_lines(text)).ok();
 }

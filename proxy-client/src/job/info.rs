@@ -3,11 +3,9 @@
 //! Names and texts come from a server and go to terminals: what could steer one is escaped, in JSON too.
 
 mod details;
-mod escaped;
 mod meaning;
 mod print;
 mod totals;
 
 pub use details::{ExportDetails, ListedExports, details, list};
-pub use escaped::json_line;
 pub use print::{MapOptions, print_map};

@@ -7,6 +7,7 @@ use indicatif::HumanBytes;
 use nbd_export::proxy::{CopyAreaFill, JobList, JobReport, ProxyClient, ProxyError, ProxyUrl};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::escaped::escaped;
 
 /// A way to the daemon at `url`.
 ///
@@ -54,8 +55,8 @@ impl fmt::Display for Line<'_> {
             "{:>5}  {:<9}  {}/{}",
             job.id,
             job.state.name(),
-            request.host,
-            request.volume
+            escaped(&request.host),
+            escaped(&request.volume)
         )?;
         if let Some(progress) = job.progress.filter(|progress| progress.size > 0) {
             let percent = u128::from(progress.done) * 100 / u128::from(progress.size);
@@ -75,13 +76,13 @@ impl fmt::Display for Line<'_> {
             .as_deref()
             .filter(|_| job.state.is_final() && job.verified)
         {
-            write!(f, "  {image}")?;
+            write!(f, "  {}", escaped(image))?;
         }
         if let Some(failure) = &job.failure {
-            write!(f, "  {}: {}", failure.kind, failure.message)?;
+            write!(f, "  {}: {}", escaped(&failure.kind), escaped(&failure.message))?;
         }
         if let Some(note) = job.notes.last() {
-            write!(f, "  ({note})")?;
+            write!(f, "  ({})", escaped(note))?;
         }
         Ok(())
     }

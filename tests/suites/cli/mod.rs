@@ -4,3 +4,4 @@ mod backup;
 mod endings;
 mod generate;
 mod promises;
+mod steering;

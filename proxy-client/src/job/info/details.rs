@@ -7,8 +7,8 @@ use nbd_export::proto::HeaderStyle;
 use nbd_export::uri::NbdUri;
 use serde::Serialize;
 
-use super::escaped::escaped;
 use crate::error::{Error, Result};
+use crate::escaped::escaped;
 use crate::nbd::{Connection, list_contexts, list_exports};
 
 /// One export. Field names are part of the command line's contract.

@@ -9,10 +9,10 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use volmap::range::ByteRange;
 
-use super::escaped::{escaped, json_line};
 use super::meaning::Meaning;
 use super::totals::Totals;
 use crate::error::{Error, ErrorKind, Result};
+use crate::escaped::{escaped, json_line};
 use crate::nbd::{Pool, PoolOptions};
 
 /// What of a map is printed, and how.

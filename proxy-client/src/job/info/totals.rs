@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::escaped::json_line;
 use super::meaning::Meaning;
 use crate::error::{Error, ErrorKind, Result};
+use crate::escaped::json_line;
 
 /// Most statuses that are summed up: a context with more has no sums that anybody would read.
 const CLASSES: usize = 100_000;

@@ -1,4 +1,4 @@
-//! Texts of a server, made safe to print.
+//! Texts of others, made safe to print: names of volumes, what hosts and daemons say, what stands in images.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ fn steers(c: char) -> bool {
 }
 
 /// A text on one line, with everything escaped that could steer a terminal.
-pub(super) fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         if steers(c) {
@@ -20,6 +20,12 @@ pub(super) fn escaped(text: &str) -> String {
         }
     }
     safe
+}
+
+/// The same of a text of several lines, which stay.
+pub fn escaped_lines(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(escaped).collect();
+    lines.join("\n")
 }
 
 /// One line of JSON, in which everything that could steer a terminal is escaped as JSON escapes it.
@@ -50,6 +56,7 @@ mod tests {
         let text = "a\x1b[31mb\n\u{9b}2J\u{202e}c\u{7f} \"ü\"";
         let plain = escaped(text);
         assert_eq!(plain, "a\\u{1b}[31mb\\u{a}\\u{9b}2J\\u{202e}c\\u{7f} \"ü\"",);
+        assert_eq!(escaped_lines("a\n\x07b\n"), "a\n\\u{7}b\n");
         let json = json_line(&text);
         assert!(!plain.chars().chain(json.chars()).any(steers));
         assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
