@@ -130,26 +130,41 @@ pub fn remove_lvm() -> io::Result<Vec<(FoundLeftover, io::Result<()>)>> {
 /// Thaws the file systems that dead guardians left frozen: each with what came of it. To be called before anything is written.
 ///
 /// # Errors
-/// The state directory cannot be read, or not be written to once all are thawed.
+/// The state directory cannot be read.
 pub(super) fn thaw_file_systems(state: &Path) -> io::Result<Vec<(FoundLeftover, io::Result<()>)>> {
     let mut thawed = Vec::new();
-    for file_system in file_systems(state)? {
+    for file_system in file_systems(state)?.left {
         let found = FoundLeftover::of(Leftover::FileSystem(file_system.clone()))?;
         if found.finding != Finding::Gone {
             thawed.push((found, file_system.thaw()));
         }
     }
-    if !thawed.iter().any(may_be_frozen) {
-        for page in pages(state)? {
-            page.cross_out(|leftover| {
-                let failed = thawed
-                    .iter()
-                    .any(|(found, outcome)| found.is(leftover) && outcome.is_err());
-                matches!(leftover, Leftover::FileSystem(_)) && !failed
-            })?;
-        }
+    if !thawed.is_empty()
+        && !thawed.iter().any(may_be_frozen)
+        && let Err(error) = cross_out_file_systems(state, &thawed)
+    {
+        // They are thawed all the same, and will be once more.
+        tracing::warn!(%error, "what was thawed could not be crossed out");
     }
     Ok(thawed)
+}
+
+/// Crosses out the file systems of dead guardians but those that could not be thawed.
+fn cross_out_file_systems(state: &Path, thawed: &[(FoundLeftover, io::Result<()>)]) -> io::Result<()> {
+    for page in pages(state)? {
+        page.cross_out(|leftover| {
+            let failed = thawed
+                .iter()
+                .any(|(found, outcome)| found.is(leftover) && outcome.is_err());
+            matches!(leftover, Leftover::FileSystem(_)) && !failed
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether a file system may be frozen that the next look may be able to thaw.
+pub(super) fn some_may_come(state: &Path) -> bool {
+    file_systems(state).is_ok_and(|written| written.held)
 }
 
 /// Whether to write would wait for it, for all that is known.
@@ -164,7 +179,7 @@ fn may_be_frozen((found, outcome): &(FoundLeftover, io::Result<()>)) -> bool {
 /// A directory cannot be read, or nobody can tell what is in use.
 pub fn leftovers(state: &Path, clone_dirs: &[PathBuf]) -> io::Result<Vec<FoundLeftover>> {
     let mut found = Vec::new();
-    for file_system in file_systems(state)? {
+    for file_system in file_systems(state)?.left {
         found.push(FoundLeftover::of(Leftover::FileSystem(file_system))?);
     }
     if found.iter().any(|found| found.finding == Finding::There) {

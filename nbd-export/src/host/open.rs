@@ -5,6 +5,9 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
 
 use volmap::cow::{CowError, Fullness, OnFull, Origin};
 use volmap::freeze::{FreezeOptions, Method};
@@ -16,7 +19,7 @@ use volmap::set::SetOrigin;
 use volmap::tag::Tag;
 
 use super::around::Around;
-use super::leftovers::{leftovers, thaw_file_systems};
+use super::leftovers::{leftovers, some_may_come, thaw_file_systems};
 use super::registry::Host;
 use super::source::{CopyAreaFill, FillState, OnFullReport, Source, VolumeKind};
 use super::volume_set::{Member, VolumeSet};
@@ -133,8 +136,32 @@ fn open_ledger(config: &ServeConfig) -> Result<Option<Arc<Ledger>>, Error> {
     }
 }
 
-/// Nothing stays frozen longer than it has to: whoever waits for a file system waits for ever.
+/// How long a guardian that is not dead yet is waited for: longer than one that lives may keep anything frozen, and a look every so often.
+const GUARDIAN_PATIENCE: Duration = Duration::from_secs(12);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Nothing stays frozen longer than it has to: whoever waits for a file system waits for ever. A guardian that was killed while a freeze was
+/// under way ends only when that does, and then it is frozen: this goes on looking, on a thread of its own.
 fn thaw_what_was_left(state: &Path) {
+    thaw_now(state);
+    if !some_may_come(state) {
+        return;
+    }
+    let (ended, end) = channel();
+    let state = state.to_owned();
+    thread::spawn(move || {
+        while some_may_come(&state) {
+            thread::sleep(LOOK_EVERY);
+        }
+        thaw_now(&state);
+        // The agent may have gone on without.
+        let _ = ended.send(());
+    });
+    // Of another agent that freezes just now, too.
+    let _ = end.recv_timeout(GUARDIAN_PATIENCE);
+}
+
+fn thaw_now(state: &Path) {
     let thawed = thaw_file_systems(state).unwrap_or_else(|error| {
         tracing::debug!(%error, "cannot look for file systems that were left frozen");
         Vec::new()

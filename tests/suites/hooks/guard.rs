@@ -263,3 +263,82 @@ fn a_guardian_that_ends_leaves_nothing_written_down() {
     drop(guard);
     assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
 }
+
+/// A write to a file system that keeps its freeze waiting for some seconds.
+struct SlowWrite(Child);
+
+impl SlowWrite {
+    fn begin(directory: &Path, path: &Path, seconds: u64) -> Self {
+        let (source, program) = (directory.join("slow_write.c"), directory.join("slow_write"));
+        fs::write(&source, include_str!("slow_write.c")).unwrap();
+        tests::disk::run("cc", &["-o", text(&program), text(&source), "-pthread"]);
+        let mut child = Command::new(&program)
+            .arg(path.join("slow"))
+            .arg(seconds.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut said).unwrap();
+        assert_eq!(said, "writing\n");
+        Self(child)
+    }
+}
+
+impl Drop for SlowWrite {
+    fn drop(&mut self) {
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_freeze_that_comes_to_its_end_after_its_deadline_is_undone() {
+    needs_loop_devices!("mkfs.xfs", "cc");
+    let disk = Mounted::xfs(320 << 20);
+    let _thaw = Thaw::of(&[&disk.path]);
+    let state = disk.outside().join("state");
+    let mut guard = Guard::with_state_dir(&state);
+    let slow = SlowWrite::begin(disk.outside(), &disk.path, 4);
+    let late = guard.freeze(&[&disk.path], 1);
+    assert!(
+        late["failed"].as_str().unwrap().contains("not frozen within"),
+        "{late}"
+    );
+    let occasion = json!({ "set": null, "volumes": [], "frozen": [] });
+    let ended = guard.ask(&json!({ "end": { "outcome": "failed", "occasion": occasion } }));
+    assert_eq!(ended, "done");
+    drop(slow);
+    drop(guard);
+    assert!(write_within(&disk.path, SOON).is_some(), "it is left frozen");
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
+}
+
+#[test]
+fn a_freeze_that_was_under_way_when_its_guardian_was_killed_is_undone_by_the_next_agent() {
+    needs_loop_devices!("mkfs.xfs", "cc");
+    let disk = Mounted::xfs(320 << 20);
+    let _thaw = Thaw::of(&[&disk.path]);
+    fs::write(disk.path.join("volume"), vec![7; 1 << 20]).unwrap();
+    // In what is being frozen.
+    let state = disk.path.join("state");
+    let mut guard = Guard::with_state_dir(&state);
+    let slow = SlowWrite::begin(disk.outside(), &disk.path, 4);
+    let deadline = json!({ "secs": 60, "nanos": 0 });
+    let freeze = json!({ "freeze-file-systems": { "on": [disk.path], "deadline": deadline } });
+    writeln!(guard.child.stdin.as_mut().unwrap(), "{freeze}").unwrap();
+    thread::sleep(Duration::from_secs(1));
+    guard.child.kill().unwrap();
+    let (socket, volume) = (disk.outside().join("socket"), disk.path.join("volume"));
+    let agent = Host::serve(&[
+        "--state-dir",
+        text(&state),
+        "--socket",
+        text(&socket),
+        text(&volume),
+    ]);
+    assert!(write_within(&disk.path, SOON).is_some());
+    drop(slow);
+    assert!(agent.terminate().success());
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
+}

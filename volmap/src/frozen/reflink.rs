@@ -203,11 +203,9 @@ impl FileClone {
         // By the descriptor, not by the name: this is our file, whatever has the name now.
         let reader = File::open(format!("/proc/self/fd/{}", self.new.open.as_raw_fd())).map_err(failed)?;
         let read_only = reader.try_clone().map_err(failed)?;
-        let mut hold = processes::while_none_begins(|| {
-            // A lease is refused as long as a writable descriptor is open, so this closes ours.
-            self.new.open = read_only;
-            hold_clone(&reader, &clone_path, self.left_at)
-        })?;
+        // A lease is refused as long as a writable descriptor is open, so this closes ours; no program is started with it from here on.
+        processes::while_none_begins(|| self.new.open = read_only);
+        let mut hold = hold_clone(&reader, &clone_path, self.left_at)?;
         self.new.kept = true;
         hold.owns_clone(clone_path.clone(), self.made_immutable, self.new.note.take());
         StillFile {

@@ -115,26 +115,41 @@ pub struct Page {
     _lock: File,
 }
 
-/// The file systems that dead guardians may have left frozen. Nothing is written, so this does not wait for what may be frozen.
+/// File systems that are written down as those that may be frozen.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct WrittenDown {
+    /// By guardians that are dead: nobody else thaws these.
+    pub left: Vec<FrozenFileSystem>,
+    /// Whether any is by a guardian that lives, or that was killed and waits for a freeze to come to its end, which keeps it.
+    pub held: bool,
+}
+
+/// The file systems that may be frozen. Nothing is written, so this does not wait for them. A page that cannot be read is passed over.
 ///
 /// # Errors
-/// Of the file system.
-pub fn file_systems(state: &Path) -> io::Result<Vec<FrozenFileSystem>> {
-    let mut left = Vec::new();
+/// The state directory cannot be read.
+pub fn file_systems(state: &Path) -> io::Result<WrittenDown> {
+    let mut found = WrittenDown::default();
     for directory in page_directories(state)? {
-        // Without a lock file it is of an agent that ended by itself, and a page of files.
-        let lock = match File::open(directory.join(LOCK)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            lock => lock?,
-        };
-        if is_free(&lock)? {
-            left.extend(records_in(&directory).filter_map(|leftover| match leftover {
-                Leftover::FileSystem(file_system) => Some(file_system),
-                Leftover::File(_) => None,
-            }));
+        let file_systems = records_in(&directory).filter_map(|leftover| match leftover {
+            Leftover::FileSystem(file_system) => Some(file_system),
+            Leftover::File(_) => None,
+        });
+        let file_systems: Vec<_> = file_systems.collect();
+        if file_systems.is_empty() {
+            continue;
+        }
+        match File::open(directory.join(LOCK)).and_then(|lock| is_free(&lock)) {
+            Ok(true) => found.left.extend(file_systems),
+            Ok(false) => found.held = true,
+            // It was crossed out meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(%error, page = %directory.display(), "what is written down there cannot be told")
+            }
         }
     }
-    Ok(left)
+    Ok(found)
 }
 
 /// The pages of dead agents in a state directory. One that is not there has none.
@@ -184,6 +199,7 @@ fn page_directories(state: &Path) -> io::Result<Vec<PathBuf>> {
             .file_name()
             .to_str()
             .is_some_and(|name| Uuid::try_parse(name).is_ok())
+            && entry.file_type()?.is_dir()
         {
             found.push(entry.path());
         }
@@ -331,14 +347,18 @@ mod tests {
     #[test]
     fn file_systems_are_those_of_the_dead_alone() {
         let state = tempfile::tempdir().unwrap();
-        assert!(file_systems(&state.path().join("none")).unwrap().is_empty());
+        let none = file_systems(&state.path().join("none")).unwrap();
+        assert_eq!(none, WrittenDown::default());
+        // Not a page.
+        fs::write(state.path().join(Uuid::new_v4().to_string()), "").unwrap();
         let root = FrozenFileSystem::of(&File::open("/").unwrap()).unwrap();
         let ledger = Ledger::open(state.path()).unwrap();
         let notes = [
             ledger.note(&clone_at("/a")).unwrap(),
             ledger.note(&Leftover::FileSystem(root.clone())).unwrap(),
         ];
-        assert!(file_systems(state.path()).unwrap().is_empty(), "it lives");
+        let living = file_systems(state.path()).unwrap();
+        assert!(living.left.is_empty() && living.held);
         // As a process does that is killed.
         let page = ledger.page.clone();
         let copy = state.path().join(Uuid::new_v4().to_string());
@@ -348,7 +368,8 @@ mod tests {
             fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
         }
         drop((notes, ledger));
-        assert_eq!(file_systems(state.path()).unwrap(), [root]);
+        let dead = file_systems(state.path()).unwrap();
+        assert_eq!((dead.left, dead.held), (vec![root], false));
     }
 
     #[test]

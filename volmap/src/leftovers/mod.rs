@@ -20,7 +20,7 @@ mod record;
 mod removal;
 
 pub use file_system::FrozenFileSystem;
-pub use ledger::{Ledger, Note, Page, file_systems, in_use, pages};
+pub use ledger::{Ledger, Note, Page, WrittenDown, file_systems, in_use, pages};
 pub use logical_volumes::LvmLeftover;
 pub use record::{FileLeftover, Leftover, LeftoverKind};
 pub use removal::{Finding, clones_in};

@@ -64,6 +64,14 @@ pub fn drop_clean(file: &File, offset: u64, length: u64) -> io::Result<()> {
     Ok(posix_fadvise(file, number(offset)?, number(length)?, advice)?)
 }
 
+/// Bytes of the pages of a range, not empty, that are in the page cache. A moment later it may be more or less.
+///
+/// # Errors
+/// `Unsupported` before Linux 6.5; others of `cachestat(2)`.
+pub fn cached_bytes(file: &File, offset: u64, length: u64) -> io::Result<u64> {
+    Ok(cachestat(file, offset, length)?.cached * page_size())
+}
+
 /// Whether every page of that range, not empty, is in the page cache. A moment later it may not be.
 ///
 /// # Errors

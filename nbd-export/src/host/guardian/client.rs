@@ -39,8 +39,6 @@ pub(in crate::host) struct Guardian {
     /// What it froze: to be thawed from here, should it die.
     frozen: Vec<File>,
     state_dir: Option<PathBuf>,
-    /// Whether its page of the state directory is to be crossed out for it.
-    killed: bool,
 }
 
 /// Why an order was not carried out.
@@ -97,7 +95,6 @@ impl Guardian {
             hooks: hooks.clone(),
             frozen: Vec::new(),
             state_dir: state_dir.map(Path::to_owned),
-            killed: false,
         };
         let begin = Order::Begin {
             hooks: hooks.clone(),
@@ -160,7 +157,6 @@ impl Guardian {
             // Those that it did not come to are not frozen.
             let _ = file_system::thaw(&file);
         }
-        self.killed = true;
         Trouble::Silent.why()
     }
 }
@@ -207,11 +203,11 @@ impl Drop for Guardian {
     fn drop(&mut self) {
         drop(self.orders.take());
         if let Some(mut child) = self.child.take() {
-            let state_dir = self.state_dir.take().filter(|_| self.killed);
+            let state_dir = self.state_dir.take();
             // It may have a hook to run, which nobody waits for; but its process is not to stay as a zombie.
             thread::spawn(move || {
                 let ended = child.wait();
-                // What it was killed in the middle of: a freeze that came to its end only then, and what it wrote down.
+                // Should it have been killed: a freeze that came to its end only then, and what it wrote down.
                 if let Some(Err(error)) = state_dir.map(|state| thaw_file_systems(&state)) {
                     tracing::warn!(%error, "what a guardian wrote down cannot be crossed out");
                 }

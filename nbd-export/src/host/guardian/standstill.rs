@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -23,6 +23,8 @@ pub(super) struct Standstill {
     state_dir: Option<PathBuf>,
     /// A page of it, from the first freeze on.
     ledger: Option<Arc<Ledger>>,
+    /// Freezes that may be late.
+    freezes: Vec<JoinHandle<()>>,
 }
 
 /// A file system that is being frozen, or is, and what says on disk that it may be.
@@ -86,7 +88,7 @@ impl Standstill {
             let frozen = Arc::clone(&self.frozen);
             let done = done_to.clone();
             // A disk that is dead keeps its own thread, and no other file system frozen.
-            thread::spawn(move || {
+            let freeze = thread::spawn(move || {
                 let outcome = file_system::freeze(&file_system.file);
                 let mut frozen = lock(&frozen);
                 let mut thawed = None;
@@ -104,6 +106,7 @@ impl Standstill {
                 // Crossed out last: that may wait, for others that are frozen.
                 drop(thawed);
             });
+            self.freezes.push(freeze);
         }
         for _ in 0..count {
             let rest = deadline.saturating_duration_since(Instant::now());
@@ -182,6 +185,10 @@ impl Drop for Standstill {
     fn drop(&mut self) {
         // Nobody is left to be told.
         let _ = self.give_up();
+        // One that comes to its end later is thawed by its thread, which is there only as long as the process is.
+        for freeze in self.freezes.drain(..) {
+            let _ = freeze.join();
+        }
     }
 }
 
